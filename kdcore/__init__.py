@@ -1,0 +1,26 @@
+"""kdcore: knowledge transfer between neural networks, one tested file per paper.
+
+Submodules load on first use, so that ``import kdcore`` costs next to nothing beyond torch.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+PARTS = ("foundations", "logits", "features", "adaptation", "graphs_and_text")
+"""Packages that hold one file per paper; every other submodule is ground floor."""
+
+_GROUND_FLOOR = ("checks", "data", "metrics", "models", "show", "study", "training")
+
+__all__ = ["PARTS", "__version__", *_GROUND_FLOOR, *PARTS]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _GROUND_FLOOR or name in PARTS:
+        return import_module(f"kdcore.{name}")
+    raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,100 @@
+"""Argument checks shared by all methods: one `ValueError` that names the argument, what it got and what it wants.
+
+Shapes and types are always checked. Values (label range, finiteness) are read only where that is free of side
+effects: on the CPU, outside `torch.compile` and `torch.func` transforms. On a GPU reading a value would stall
+the stream at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_choice",
+    "check_finite",
+    "check_fraction",
+    "check_labels",
+    "check_logits",
+    "check_positive",
+    "check_same_shape",
+]
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`; else raise `ValueError` with the nearest valid name."""
+    if value in choices:
+        return value
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.{hint}")
+
+
+def check_positive(**values: float) -> None:
+    """Raise `ValueError` unless every value is a finite number above zero."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_fraction(**values: float) -> None:
+    """Raise `ValueError` unless every value lies in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise `ValueError` unless all tensors have the shape of the first."""
+    (first, reference), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.shape != reference.shape:
+            raise ValueError(
+                f"{name} must have the shape of {first}, {tuple(reference.shape)}, got {tuple(tensor.shape)}."
+            )
+
+
+def check_finite(**tensors: Tensor) -> None:
+    """Raise `ValueError` if a tensor holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if _readable(tensor) and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"{name} must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or infinite values."
+            )
+
+
+def check_logits(**logits: Tensor) -> None:
+    """Raise `ValueError` unless all tensors are finite logits of one shape (B, C) with C ≥ 2."""
+    for name, tensor in logits.items():
+        if tensor.ndim != 2 or tensor.shape[1] < 2:
+            raise ValueError(f"{name} must have shape (B, C) with C >= 2, got {tuple(tensor.shape)}.")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}.")
+    check_same_shape(**logits)
+    check_finite(**logits)
+
+
+def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
+    """Raise `ValueError` unless `labels` is an integer tensor of shape (batch,) with values in [0, classes)."""
+    if labels.shape != (batch,):
+        raise ValueError(f"{name} must have shape ({batch},), got {tuple(labels.shape)}.")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"{name} must be integer class numbers, got {labels.dtype}.")
+    if _readable(labels) and batch and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise ValueError(
+            f"{name} must lie in [0, {classes}), got values from {int(labels.min())} to {int(labels.max())}."
+        )
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether a value of `tensor` may be read without stalling a device or breaking a transform."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )

@@ -1,0 +1,1 @@
+from kdcore.data.arrays import Arrays

@@ -1,0 +1,118 @@
+"""Data as tensors on a device: no worker processes, batches by index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["Arrays"]
+
+
+class Arrays:
+    """Equally long tensors by name; a data set, a split of one, or a batch.
+
+    Every tensor is an attribute: ``arrays.inputs``, ``arrays.labels``, ``arrays.teacher_logits``. Indexing with a
+    tensor or slice gives the `Arrays` of those rows. Instances do not change; `with_` and `to` return new ones.
+
+    Args:
+        **tensors: tensors of equal length in their first dimension, on one device.
+
+    Raises:
+        ValueError: no tensor, unequal lengths, or more than one device.
+
+    Example:
+        >>> import torch
+        >>> data = Arrays(inputs=torch.rand(5, 2), labels=torch.arange(5))
+        >>> data[torch.tensor([4, 0])].labels
+        tensor([4, 0])
+    """
+
+    __slots__ = ("_tensors",)
+    _tensors: dict[str, Tensor]
+
+    def __init__(self, **tensors: Tensor) -> None:
+        if not tensors:
+            raise ValueError("Arrays needs at least one tensor.")
+        lengths = {name: len(tensor) for name, tensor in tensors.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"tensors must be equally long, got {lengths}.")
+        if len({tensor.device for tensor in tensors.values()}) > 1:
+            raise ValueError("tensors must lie on one device.")
+        object.__setattr__(self, "_tensors", tensors)
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise AttributeError(f"no tensor {name!r} here; there are {', '.join(self._tensors)}.") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Arrays do not change; use with_(name=tensor).")
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (self._tensors,)
+
+    def __len__(self) -> int:
+        return len(next(iter(self._tensors.values())))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __getitem__(self, rows: Tensor | slice) -> Arrays:
+        if isinstance(rows, slice):
+            return Arrays(**{name: tensor[rows] for name, tensor in self._tensors.items()})
+        rows = rows.to(self.device)
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero().flatten()
+        return Arrays(**{name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in self._tensors.items())
+        return f"Arrays({shapes}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self._tensors.values())).device
+
+    def with_(self, **tensors: Tensor) -> Arrays:
+        """These tensors and the given ones; a given name replaces an existing one."""
+        return Arrays(**{**self._tensors, **tensors})
+
+    def to(self, device: torch.device | str) -> Arrays:
+        """All tensors on `device`."""
+        return Arrays(**{name: tensor.to(device) for name, tensor in self._tensors.items()})
+
+    def split(self, *sizes: int, seed: int = 0) -> tuple[Arrays, ...]:
+        """Disjoint random parts of the given sizes; what is left over is dropped.
+
+        Where there are `labels` of shape (N,), the parts are drawn class by class so that each keeps the class
+        frequencies up to rounding.
+
+        Raises:
+            ValueError: the sizes add up to more than there are rows.
+        """
+        if sum(sizes) > len(self):
+            raise ValueError(f"sizes must add up to at most {len(self)}, got {sum(sizes)}.")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=generator)
+        if "labels" in self and self.labels.ndim == 1:
+            order = _interleave_classes(self.labels.cpu()[order], order)
+        return tuple(self[part] for part in order[: sum(sizes)].split(list(sizes)))
+
+
+def _rebuild(tensors: dict[str, Tensor]) -> Arrays:
+    return Arrays(**tensors)
+
+
+def _interleave_classes(labels: Tensor, order: Tensor) -> Tensor:
+    """Reorder so that every prefix holds each class in proportion to its frequency."""
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return order[position.argsort(stable=True)]

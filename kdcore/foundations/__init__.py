@@ -1,0 +1,1 @@
+"""What the whole field builds on; every method may import from here."""

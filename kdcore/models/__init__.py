@@ -1,0 +1,7 @@
+"""Small backbones that the chapters share, and ways to look inside any network."""
+
+from kdcore.models.convnet import ConvNet
+from kdcore.models.mlp import MLP
+from kdcore.models.staged import StagedNetwork
+
+__all__ = ["MLP", "ConvNet", "StagedNetwork"]

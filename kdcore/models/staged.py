@@ -1,0 +1,57 @@
+"""The shape that the image backbones share: stem, stages, pool, classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+__all__ = ["StagedNetwork"]
+
+
+class StagedNetwork(nn.Module):
+    """A classifier that is a chain: ``stem`` → each of ``stages`` → ``pool`` → ``classifier``.
+
+    Methods that work on features rely on this chain: `embed` gives what the classifier sees, `maps` the output of
+    every stage, `tail` the rest of the network after a stage.
+
+    Attributes:
+        stem: from inputs (B, channels, H, W) to the first map.
+        stages: from map to map, each (B, C_l, H_l, W_l); a stage ends after its last ReLU.
+        pool: from the last map to embeddings (B, d).
+        classifier: from embeddings to logits (B, C).
+        widths: channels C_l of each stage.
+    """
+
+    def __init__(
+        self, stem: nn.Module, stages: list[nn.Module], pool: nn.Module, classifier: nn.Module, widths: list[int]
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.pool = pool
+        self.classifier = classifier
+        self.widths = widths
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Embeddings (B, d) of inputs (B, channels, H, W)."""
+        features = self.stem(inputs)
+        for stage in self.stages:
+            features = stage(features)
+        return self.pool(features)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (B, C) of inputs (B, channels, H, W)."""
+        return self.classifier(self.embed(inputs))
+
+    def maps(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The output of every stage, and the logits (B, C)."""
+        features, maps = self.stem(inputs), []
+        for stage in self.stages:
+            features = stage(features)
+            maps.append(features)
+        return maps, self.classifier(self.pool(features))
+
+    def tail(self, stage: int) -> Callable[[Tensor], Tensor]:
+        """The rest of the network after stage number `stage` (from 0, negative from the end): map to logits (B, C)."""
+        return nn.Sequential(*self.stages[range(len(self.stages))[stage] + 1 :], self.pool, self.classifier)

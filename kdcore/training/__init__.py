@@ -1,0 +1,21 @@
+"""Training: one loop, budgets, learners, seeds, cached teacher outputs."""
+
+from kdcore.training.budget import Budget
+from kdcore.training.fit import History, fit
+from kdcore.training.learners import Distillation, Learner, Supervised
+from kdcore.training.seeding import deterministic, pick_device, seeded
+from kdcore.training.teachers import predict, with_teacher
+
+__all__ = [
+    "Budget",
+    "Distillation",
+    "History",
+    "Learner",
+    "Supervised",
+    "deterministic",
+    "fit",
+    "pick_device",
+    "predict",
+    "seeded",
+    "with_teacher",
+]

@@ -1,0 +1,247 @@
+"""One training loop for all methods."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from kdcore.data.arrays import Arrays
+from kdcore.training.budget import Budget
+from kdcore.training.learners import Learner
+from kdcore.training.seeding import seeded
+
+__all__ = ["History", "fit"]
+
+_CHECK_EVERY = 200  # steps between looks for a non-finite loss; reading a loss at each step would stall a GPU
+
+
+@dataclass
+class History:
+    """What happened in training.
+
+    Attributes:
+        epochs: one row per epoch: `epoch`, mean of each loss term, `seconds`, and what `evaluate` returned.
+        averaged: the exponential moving average of the learner, where the budget asked for one.
+    """
+
+    epochs: pd.DataFrame
+    averaged: nn.Module | None = None
+
+
+@dataclass
+class _State:
+    """Everything a checkpoint holds."""
+
+    learner: Learner
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    averaged: AveragedModel | None
+    streams: dict[str, _Stream]
+    epoch: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        parts = {"learner": self.learner, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        content: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        content["scaler"] = self.scaler.state_dict()
+        content["averaged"] = self.averaged.state_dict() if self.averaged else None
+        content["streams"] = {name: stream.state() for name, stream in self.streams.items()}
+        content |= {"epoch": self.epoch, "rows": self.rows, "rng": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            content["cuda_rng"] = torch.cuda.get_rng_state()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        torch.save(content, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        try:
+            content = torch.load(path, weights_only=True, map_location="cpu")
+            self.learner.load_state_dict(content["learner"])
+        except Exception as error:
+            raise ValueError(f"checkpoint {path} cannot be resumed ({error}); delete it to start afresh.") from error
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        self.scaler.load_state_dict(content["scaler"])
+        if self.averaged:
+            self.averaged.load_state_dict(content["averaged"])
+        for name, stream in self.streams.items():
+            stream.restore(content["streams"][name])
+        self.epoch, self.rows = content["epoch"], content["rows"]
+        torch.set_rng_state(content["rng"])
+        if "cuda_rng" in content and torch.cuda.is_available():
+            torch.cuda.set_rng_state(content["cuda_rng"])
+
+
+class _Stream:
+    """Endless batches of one data set, each pass in a fresh order that depends on the seed alone."""
+
+    def __init__(self, data: Arrays, batch_size: int, seed: int) -> None:
+        self.data = data
+        self.size = min(batch_size, len(data))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.long, device=data.device)
+        self.position = 0
+
+    def next(self) -> Arrays:
+        if self.position + self.size > len(self.order):
+            self.order = torch.randperm(len(self.data), generator=self.generator).to(self.data.device)
+            self.position = 0
+        rows = self.order[self.position : self.position + self.size]
+        self.position += self.size
+        return self.data[rows]
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "order": self.order.cpu(), "position": self.position}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.order, self.position = state["order"].to(self.data.device), state["position"]
+
+
+def fit(
+    learner: Learner,
+    data: Arrays | Mapping[str, Arrays],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> History:
+    """Train `learner` on `data` within `budget`; the learner ends in evaluation mode.
+
+    Args:
+        learner: its `losses(batch)` are summed and minimised. It must lie on the data's device.
+        data: one data set, or several by name (source, target); an epoch is one pass over the first. With several,
+            the batch is a namespace of `Arrays`.
+        budget: length, batch size, optimiser, schedule, precision.
+        seed: of the data order, augmentation and dropout.
+        augment: changes a batch's `inputs` (of every stream), given a generator on the CPU.
+        evaluate: called after each epoch, the learner in evaluation mode; what it returns joins the history.
+        checkpoint: file written after each epoch (atomically) and resumed from if it is there.
+        progress: show a progress bar.
+
+    Returns:
+        The history, with the moving average of the learner where asked for.
+
+    Raises:
+        FloatingPointError: a loss term became NaN or infinite; names the term and the step.
+        ValueError: the checkpoint cannot be resumed.
+    """
+    named = {"": data} if isinstance(data, Arrays) else dict(data)
+    streams = {name: _Stream(part, budget.batch_size, seed * 1000 + k) for k, (name, part) in enumerate(named.items())}
+    rows = len(next(iter(named.values())))
+    device = next(iter(named.values())).device
+    total, per_epoch = budget.total_steps(rows), budget.steps_per_epoch(rows)
+    optimizer = budget.build_optimizer(learner.parameter_groups())
+    state = _State(
+        learner=learner,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate_factor(total)),
+        scaler=torch.amp.GradScaler(device.type, enabled=budget.precision == "float16"),
+        averaged=AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(budget.ema)) if budget.ema else None,
+        streams=streams,
+    )
+    augmenter = torch.Generator().manual_seed(seed)
+    with seeded(seed):
+        if checkpoint is not None and Path(checkpoint).exists():
+            state.load(Path(checkpoint))
+        epochs = -(-total // per_epoch)
+        bar = tqdm(total=total, initial=state.epoch * per_epoch, disable=not progress, unit="step", leave=False)
+        for epoch in range(state.epoch, epochs):
+            augmenter.manual_seed(seed * 100003 + epoch)
+            first, last = epoch * per_epoch, min((epoch + 1) * per_epoch, total)
+            began = time.perf_counter()
+            means = _train_epoch(state, budget, range(first, last), total, augment, augmenter, bar)
+            learner.on_epoch_end(epoch + 1)
+            learner.eval()
+            row = {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}
+            state.rows.append(row | (evaluate() if evaluate else {}))
+            state.epoch = epoch + 1
+            if checkpoint is not None:
+                state.save(Path(checkpoint))
+        bar.close()
+    learner.eval()
+    averaged = state.averaged.module.eval() if state.averaged else None
+    return History(epochs=pd.DataFrame(state.rows), averaged=averaged)
+
+
+def _train_epoch(
+    state: _State,
+    budget: Budget,
+    steps: range,
+    total: int,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None,
+    augmenter: torch.Generator,
+    bar: tqdm,
+) -> dict[str, float]:
+    """Run the given steps; return the mean of each loss term."""
+    learner, optimizer, scaler = state.learner, state.optimizer, state.scaler
+    learner.train()
+    autocast = torch.autocast(
+        next(iter(state.streams.values())).data.device.type,
+        dtype=torch.bfloat16 if budget.precision == "bfloat16" else torch.float16,
+        enabled=budget.precision != "float32",
+    )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    pending: list[dict[str, Tensor]] = []
+    sums: dict[str, float] = {}
+    for step in steps:
+        learner.on_step(step / total)
+        batch = _next_batch(state.streams, augment, augmenter)
+        with autocast:
+            terms = learner.losses(batch)
+            loss = sum(terms.values(), start=torch.zeros((), device=next(iter(terms.values())).device))
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        if budget.max_grad_norm:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(parameters, budget.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        state.scheduler.step()
+        if state.averaged is not None:
+            state.averaged.update_parameters(learner)
+        pending.append({name: term.detach() for name, term in terms.items()})
+        if len(pending) == _CHECK_EVERY or step == steps[-1]:
+            _collect(pending, sums, first_step=step + 1 - len(pending))
+            bar.update(len(pending))
+            pending.clear()
+    return {name: value / len(steps) for name, value in sums.items()}
+
+
+def _next_batch(
+    streams: dict[str, _Stream], augment: Callable[[Tensor, torch.Generator], Tensor] | None, generator: torch.Generator
+) -> Any:
+    batches = {name: stream.next() for name, stream in streams.items()}
+    if augment is not None:
+        batches = {name: batch.with_(inputs=augment(batch.inputs, generator)) for name, batch in batches.items()}
+    return batches[""] if "" in batches else SimpleNamespace(**batches)
+
+
+def _collect(pending: list[dict[str, Tensor]], sums: dict[str, float], first_step: int) -> None:
+    """Add the pending loss terms to their sums; stop at the first that is not finite."""
+    names = list(pending[0])
+    values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in pending]).cpu()
+    if not bool(torch.isfinite(values).all()):
+        step, term = (~torch.isfinite(values)).nonzero()[0].tolist()
+        raise FloatingPointError(
+            f"loss term '{names[term]}' became {values[step, term].item()} at step {first_step + step}; "
+            "lower the learning rate, or look at this term's inputs."
+        )
+    for name, value in zip(names, values.double().sum(dim=0).tolist(), strict=True):
+        sums[name] = sums.get(name, 0.0) + value

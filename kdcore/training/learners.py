@@ -1,0 +1,105 @@
+"""What `fit` trains: a module that turns a batch into named losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Distillation", "Learner", "Supervised"]
+
+
+class Learner(nn.Module):
+    """Base of everything that `fit` trains.
+
+    A subclass holds its networks as submodules and defines `losses`. The other methods are hooks with sensible
+    defaults. Frozen networks (a teacher) have ``requires_grad_(False)`` and are kept in evaluation mode by
+    being named in `frozen`.
+    """
+
+    frozen: tuple[str, ...] = ()
+    """Names of submodules that stay in evaluation mode."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named scalar terms; `fit` minimises their sum.
+
+        Args:
+            batch: `Arrays`, or, where `fit` was given several streams, a namespace with one `Arrays` per stream.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict]:
+        """Parameter groups for the optimiser; ``lr_factor`` in a group multiplies its learning rate."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def on_step(self, progress: float) -> None:
+        """Called before each step with the fraction of training done, in [0, 1)."""
+
+    def on_epoch_end(self, epoch: int) -> None:
+        """Called after each epoch (counted from 1)."""
+
+    def train(self, mode: bool = True) -> Learner:
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+
+class Supervised(Learner):
+    """Cross-entropy with the labels; the baseline of every chapter.
+
+    Args:
+        model: maps inputs (B, …) to logits (B, C) or (B, C, H, W).
+        label_smoothing: in [0, 1).
+        ignore_index: label that does not count (segmentation).
+    """
+
+    def __init__(self, model: nn.Module, label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.model = model
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        logits = self.model(batch.inputs)
+        loss = F.cross_entropy(
+            logits, batch.labels, label_smoothing=self.label_smoothing, ignore_index=self.ignore_index
+        )
+        return {"cross_entropy": loss}
+
+
+class Distillation(Learner):
+    """Any loss of the form ``loss(student_logits, teacher_logits, labels)`` as a learner.
+
+    Where the batch carries `teacher_logits` (see `kdcore.training.with_teacher`) they are used; else the teacher runs, without
+    gradient and in evaluation mode.
+
+    Args:
+        student: maps inputs (B, …) to logits (B, C).
+        loss: function or module of (student_logits, teacher_logits, labels); a module's own parameters are
+            trained along with the student.
+        teacher: frozen by this learner; may be left out if the data carry `teacher_logits`.
+    """
+
+    def __init__(
+        self, student: nn.Module, loss: Callable[[Tensor, Tensor, Tensor], Tensor], teacher: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.model = student
+        self.loss = loss
+        self.teacher = teacher.requires_grad_(False) if teacher is not None else None
+        self.frozen = ("teacher",) if teacher is not None else ()
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        return {"distillation": self.loss(self.model(batch.inputs), self._teacher_logits(batch), batch.labels)}
+
+    def _teacher_logits(self, batch: Any) -> Tensor:
+        if "teacher_logits" in batch:
+            return batch.teacher_logits
+        if self.teacher is None:
+            raise ValueError("Distillation needs a teacher, or data with teacher_logits (see with_teacher).")
+        with torch.no_grad():
+            return self.teacher(batch.inputs)
