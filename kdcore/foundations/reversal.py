@@ -8,7 +8,7 @@ with one backward pass.
 
 $$R_\lambda(f)=f,\qquad \frac{\partial R_\lambda}{\partial f}=-\lambda I \tag{1}$$
 
-$$L_{dom}=\frac12\left[-\frac1{B_s}\sum_{i\in S}\log\sigma(D(f_i))-\frac1{B_t}\sum_{j\in T}\log(1-\sigma(D(f_j)))\right] \tag{2}$$
+$$L_{dom}=-\frac1{2B_s}\sum_{i\in S}\log\sigma(D(f_i))-\frac1{2B_t}\sum_{j\in T}\log(1-\sigma(D(f_j))) \tag{2}$$
 
 $$\lambda(t)=\frac{2}{1+e^{-\gamma t}}-1,\qquad t\in[0,1],\ \gamma=10 \tag{3}$$
 """
@@ -28,12 +28,12 @@ __all__ = ["domain_loss", "ramp", "reverse_gradient"]
 
 class _Reversal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, features: Tensor, strength: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx, features: Tensor, strength: float) -> Tensor:
         ctx.strength = strength
         return features.view_as(features)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.strength * gradient, None
 
 

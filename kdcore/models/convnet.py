@@ -41,7 +41,7 @@ class ConvNet(StagedNetwork):
         )
         widths = [width * 2**level for level in range(depth)]
         before = [in_channels, *widths[:-1]]
-        stages = [
+        stages: list[nn.Module] = [
             _stage(a, b, stride=1 if level == 0 else 2, convolutions=convolutions)
             for level, (a, b) in enumerate(zip(before, widths, strict=True))
         ]

@@ -53,10 +53,13 @@ class _State:
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        parts = {"learner": self.learner, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        content: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        content["scaler"] = self.scaler.state_dict()
-        content["averaged"] = self.averaged.state_dict() if self.averaged else None
+        content: dict[str, Any] = {
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+        }
         content["streams"] = {name: stream.state() for name, stream in self.streams.items()}
         content |= {"epoch": self.epoch, "rows": self.rows, "rng": torch.get_rng_state()}
         if torch.cuda.is_available():

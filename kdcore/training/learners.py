@@ -74,8 +74,8 @@ class Supervised(Learner):
 class Distillation(Learner):
     """Any loss of the form ``loss(student_logits, teacher_logits, labels)`` as a learner.
 
-    Where the batch carries `teacher_logits` (see `kdcore.training.with_teacher`) they are used; else the teacher runs, without
-    gradient and in evaluation mode.
+    Where the batch carries `teacher_logits` (see `kdcore.training.with_teacher`) they are used; else the teacher
+    runs, without gradient and in evaluation mode.
 
     Args:
         student: maps inputs (B, …) to logits (B, C).

@@ -24,16 +24,16 @@ def seeded(seed: int) -> Iterator[None]:
         ...     bool(first == torch.rand(1))
         True
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the state others use)
     with torch.random.fork_rng():
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)
         try:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def deterministic(threads: int = 1) -> None:
