@@ -1,5 +1,33 @@
 """Real data sets and what is made from them, as tensors on a device."""
 
 from kdcore.data.arrays import Arrays
+from kdcore.data.augment import flip, shift
+from kdcore.data.benchmarks import DATASETS, cifar10, load, mnist, usps
+from kdcore.data.dataset import Dataset, MissingDataError, data_folders
+from kdcore.data.digits import digits
+from kdcore.data.domains import DOMAINS, digit_domain
+from kdcore.data.graphs import GraphData, cora, digits_graph, nearest_neighbour_graph
+from kdcore.data.scenes import SCENE_DOMAINS, scenes
 
-__all__ = ["Arrays"]
+__all__ = [
+    "DATASETS",
+    "DOMAINS",
+    "SCENE_DOMAINS",
+    "Arrays",
+    "Dataset",
+    "GraphData",
+    "MissingDataError",
+    "cifar10",
+    "cora",
+    "data_folders",
+    "digit_domain",
+    "digits",
+    "digits_graph",
+    "flip",
+    "load",
+    "mnist",
+    "nearest_neighbour_graph",
+    "scenes",
+    "shift",
+    "usps",
+]
