@@ -105,7 +105,7 @@ def digit_domain(
 
     Example:
         >>> digit_domain("inverted", half=1).train.inputs.shape
-        torch.Size([628, 3, 16, 16])
+        torch.Size([629, 3, 16, 16])
     """
     check_choice("domain", domain, DOMAINS)
     if strength < 0:

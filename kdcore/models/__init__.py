@@ -1,7 +1,22 @@
 """Small backbones that the chapters share, and ways to look inside any network."""
 
 from kdcore.models.convnet import ConvNet
+from kdcore.models.graph import GraphNetwork
+from kdcore.models.inspect import features, flops, latency, parameter_count
 from kdcore.models.mlp import MLP
+from kdcore.models.resnet import ResNet
 from kdcore.models.staged import StagedNetwork
+from kdcore.models.vit import VisionTransformer
 
-__all__ = ["MLP", "ConvNet", "StagedNetwork"]
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "GraphNetwork",
+    "ResNet",
+    "StagedNetwork",
+    "VisionTransformer",
+    "features",
+    "flops",
+    "latency",
+    "parameter_count",
+]

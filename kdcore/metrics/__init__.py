@@ -1,0 +1,137 @@
+"""Metrics: thin names over torchmetrics and scikit-learn. All take tensors and return plain numbers or arrays.
+
+Throughout, `logits` have shape (N, C) and `labels` (N,); for segmentation, `logits` (N, C, H, W) and `labels`
+(N, H, W). torchmetrics is imported on first use.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdcore.checks import check_labels, check_logits, check_positive, check_same_shape
+
+__all__ = [
+    "accuracy",
+    "agreement",
+    "calibration_error",
+    "confusion",
+    "intersection_over_union",
+    "macro_f1",
+    "negative_log_likelihood",
+    "reliability",
+    "top_k_accuracy",
+]
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of samples whose largest logit is the label's, in percent.
+
+    Example:
+        >>> accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        75.0
+    """
+    return top_k_accuracy(logits, labels, k=1)
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
+    """Share of samples whose label is among the `k` largest logits, in percent.
+
+    Raises:
+        ValueError: `k` lies outside [1, C].
+    """
+    _check(logits, labels)
+    if not 1 <= k <= logits.shape[1]:
+        raise ValueError(f"k must lie in [1, {logits.shape[1]}], got {k}.")
+    hits = (logits.topk(k, dim=1).indices == labels.unsqueeze(1)).any(dim=1)
+    return 100 * float(hits.double().mean())
+
+
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
+    """Mean negative log-probability of the labels, in nats."""
+    _check(logits, labels)
+    return float(F.cross_entropy(logits.double(), labels))
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error over equal-width confidence bins, in percent (Guo et al. 2017)."""
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    _check(logits, labels)
+    check_positive(bins=bins)
+    error = multiclass_calibration_error(logits.softmax(dim=1), labels, logits.shape[1], n_bins=bins, norm="l1")
+    return 100 * float(error)
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
+    """Confidence against accuracy, the data of a reliability diagram.
+
+    Returns:
+        One row per bin that holds samples: `confidence`, `accuracy` (both in [0, 1]) and `count`.
+    """
+    _check(logits, labels)
+    check_positive(bins=bins)
+    confidence, prediction = logits.softmax(dim=1).max(dim=1)
+    frame = pd.DataFrame({"confidence": confidence.cpu().numpy(), "accuracy": (prediction == labels).cpu().numpy()})
+    frame["bin"] = np.minimum((frame["confidence"] * bins).astype(int), bins - 1)
+    grouped = frame.groupby("bin")
+    return grouped.mean().assign(count=grouped.size()).reset_index(drop=True)
+
+
+def agreement(logits: Tensor, other_logits: Tensor) -> float:
+    """Share of samples on which two networks predict the same class, in percent."""
+    check_same_shape(logits=logits, other_logits=other_logits)
+    return 100 * float((logits.argmax(dim=1) == other_logits.argmax(dim=1)).double().mean())
+
+
+def confusion(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Counts (C, C): row is the label, column the prediction."""
+    from sklearn.metrics import confusion_matrix
+
+    _check(logits, labels)
+    return confusion_matrix(labels.cpu(), logits.argmax(dim=1).cpu(), labels=range(logits.shape[1]))
+
+
+def macro_f1(logits: Tensor, labels: Tensor) -> float:
+    """F1 score averaged over classes, in percent."""
+    from sklearn.metrics import f1_score
+
+    _check(logits, labels)
+    prediction = logits.argmax(dim=1).cpu()
+    return 100 * float(
+        f1_score(labels.cpu(), prediction, average="macro", labels=range(logits.shape[1]), zero_division=0)
+    )
+
+
+def intersection_over_union(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> np.ndarray:
+    """Intersection over union of each class over all pixels, in percent; NaN where a class occurs in neither.
+
+    The mean over classes (mIoU) is ``np.nanmean`` of this.
+
+    Args:
+        logits: (N, C, H, W).
+        labels: (N, H, W).
+        ignore_index: label of pixels that do not count.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"logits must have shape (N, C, H, W) and labels (N, H, W), "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    classes = logits.shape[1]
+    keep = labels != ignore_index
+    pairs = torch.bincount(labels[keep] * classes + logits.argmax(dim=1)[keep], minlength=classes**2)
+    counts = pairs.reshape(classes, classes).double().cpu().numpy()
+    both, either = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
+    return np.divide(100 * both, either, out=np.full(classes, np.nan), where=either > 0)
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    check_logits(logits=logits)
+    check_labels(labels, *logits.shape)

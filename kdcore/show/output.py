@@ -1,0 +1,93 @@
+"""What a chapter displays: sentences with numbers, tables, pictures with alternative text, source code."""
+
+from __future__ import annotations
+
+import base64
+import html
+import inspect
+from io import BytesIO
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+__all__ = ["encode", "markdown_table", "picture", "say", "source", "table"]
+
+
+def _display(item: Any) -> None:
+    from IPython.display import display
+
+    display(item)
+
+
+def say(text: str) -> None:
+    """Display a sentence, as Markdown; the way in which prose carries numbers of the run."""
+    from IPython.display import Markdown
+
+    _display(Markdown(inspect.cleandoc(text)))
+
+
+def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
+    """A data frame as a Markdown table, floats with `digits` decimals, the index left out.
+
+    Example:
+        >>> print(markdown_table(pd.DataFrame({"arm": ["KD"], "accuracy": [91.234]}), digits=1))
+        | arm | accuracy |
+        |---|---:|
+        | KD | 91.2 |
+    """
+
+    def cell(value: Any) -> str:
+        return f"{value:.{digits}f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame]
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |"]
+    lines.append("|" + "|".join("---:" if is_numeric else "---" for is_numeric in numeric) + "|")
+    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in frame.itertuples(index=False)]
+    return "\n".join(lines)
+
+
+def table(frame: pd.DataFrame, digits: int = 2, caption: str = "") -> None:
+    """Display a data frame as a table with an optional sentence above it."""
+    say((f"**{caption}**\n\n" if caption else "") + markdown_table(frame, digits))
+
+
+def encode(figure: Figure, dpi: int = 144, colours: int = 0) -> str:
+    """A figure as PNG in base64; with `colours`, reduced to a palette of that many, a fraction of the size."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    if colours:
+        from PIL import Image
+
+        reduced = Image.open(buffer).convert("RGB").quantize(colours)
+        buffer = BytesIO()
+        reduced.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture(figure: Figure, description: str) -> None:
+    """Display a figure with a description for those who cannot see it.
+
+    Args:
+        figure: drawn with `show.figure` or by any function of `kdcore.show`.
+        description: what the figure shows, in words.
+
+    Raises:
+        ValueError: the description is empty.
+    """
+    from IPython.display import HTML
+
+    if not description.strip():
+        raise ValueError("description must say what the figure shows.")
+    width = round(figure.get_figwidth() * 96)
+    _display(
+        HTML(
+            f'<img class="kdcore-figure" alt="{html.escape(description)}" width="{width}" '
+            f'style="max-width:100%;height:auto" src="data:image/png;base64,{encode(figure, colours=128)}">'
+        )
+    )
+
+
+def source(item: Any) -> None:
+    """Display the source of a function, class or module as it is in the installed package."""
+    say(f"```python\n{inspect.getsource(item).rstrip()}\n```")

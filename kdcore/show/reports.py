@@ -1,0 +1,89 @@
+"""How a chapter reports: the table of arms, the table of claims, and what other profiles recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from kdcore.show.output import say, table
+from kdcore.study.claims import Verdict, paired_interval
+from kdcore.study.provenance import repository_root
+from kdcore.study.records import read_record, record_path
+
+__all__ = ["claims", "recorded", "summary"]
+
+
+def summary(results: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[str], caption: str = "") -> None:
+    """Display one row per arm: the mean of each metric over seeds, ± half its 95 % interval.
+
+    Args:
+        results: tidy, as `Study.run` returns.
+        metrics: metric → column heading, with unit.
+        arms: rows, in order.
+        caption: sentence above the table.
+    """
+    rows = []
+    for arm in arms:
+        row: dict[str, str] = {"arm": arm}
+        for metric, heading in metrics.items():
+            chosen = results[(results["arm"] == arm) & (results["metric"] == metric)]["value"].to_numpy(dtype=float)
+            mean, _, high = paired_interval(chosen) if len(chosen) > 1 else (float("nan"),) * 3
+            row[heading] = f"{mean:.2f} ± {high - mean:.2f}" if len(chosen) > 1 else "–"
+        rows.append(row)
+    table(pd.DataFrame(rows), caption=caption)
+
+
+def claims(judged: Sequence[Verdict]) -> None:
+    """Display the verdicts: statement, the paper's figure, ours with its interval, seeds, verdict."""
+    rows = [
+        {
+            "claim": verdict.claim.statement,
+            "paper": f"{verdict.claim.paper} ({verdict.claim.source})",
+            "compared": f"{verdict.claim.better} against {verdict.claim.than}, {verdict.claim.metric}, "
+            f"{verdict.claim.direction} is better",
+            "difference [95 % interval]": f"{verdict.difference:+.3g} [{verdict.low:+.3g}, {verdict.high:+.3g}]",
+            "seeds": verdict.pairs,
+            "verdict": f"**{verdict.verdict}**",
+        }
+        for verdict in judged
+    ]
+    table(pd.DataFrame(rows))
+
+
+def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
+    """Display what is recorded for a chapter at a profile, with date, hardware and verdicts; or say that nothing is.
+
+    Args:
+        chapter: "part/method".
+        profile: "cpu" or "gpu".
+        metrics: metric → column heading, with unit.
+    """
+    root = repository_root()
+    path = record_path(root / "book" / "records", chapter, profile) if root else Path("nowhere")
+    if not path.exists():
+        say(
+            f"**No `{profile}` result is recorded for this chapter yet.** The same notebook run with "
+            f'`profile="{profile}"` makes one.'
+        )
+        return
+    record = read_record(path)
+    where = record["provenance"]["hardware"]
+    device = where.get("gpu", where["cpu"])
+    results = pd.DataFrame(record["results"])
+    arms = list(dict.fromkeys(results[results["metric"].isin(list(metrics))]["arm"]))
+    say(
+        f"Recorded at profile `{profile}` on {record['provenance']['date']}: {len(record['seeds'])} seeds, "
+        f"{device}, {record['provenance']['wall_seconds']:.0f} s; {record['provenance']['data']}."
+    )
+    summary(results, metrics, arms)
+    rows = [
+        {
+            "claim": claim["statement"],
+            "difference [95 % interval]": f"{claim['difference']:+.3g} [{claim['low']:+.3g}, {claim['high']:+.3g}]",
+            "verdict": f"**{claim['verdict']}**",
+        }
+        for claim in record["claims"]
+    ]
+    table(pd.DataFrame(rows))

@@ -1,0 +1,25 @@
+"""Studies: profiles, arms and seeds, claims, verdicts, records, the ledger."""
+
+from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval
+from kdcore.study.provenance import code_digest, imported_files, repository_root
+from kdcore.study.records import ledger, read_record, record_path, write_record
+from kdcore.study.runner import PROFILES, Study, by_profile, notebook_code
+
+__all__ = [
+    "PROFILES",
+    "VERDICTS",
+    "Claim",
+    "Study",
+    "Verdict",
+    "by_profile",
+    "code_digest",
+    "imported_files",
+    "judge",
+    "ledger",
+    "notebook_code",
+    "paired_interval",
+    "read_record",
+    "record_path",
+    "repository_root",
+    "write_record",
+]

@@ -1,0 +1,131 @@
+"""Claims written down before a run, and the one rule that judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from kdcore.checks import check_choice
+
+__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval"]
+
+VERDICTS = ("supported", "undecided", "contradicted")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, as a comparison of two arms that a run can refute.
+
+    Attributes:
+        id: short name, unique in its chapter.
+        statement: the claim in a sentence.
+        better: the arm that should win.
+        than: the arm it should beat.
+        metric: compared, seed by seed.
+        source: where the paper says so.
+        direction: "higher" if larger values of the metric are better, else "lower".
+        paper: the paper's own figure, as text; "not stated" where it gives none.
+
+    Raises:
+        ValueError: unknown direction, or an arm compared with itself.
+    """
+
+    id: str
+    statement: str
+    better: str
+    than: str
+    metric: str
+    source: str
+    direction: str = "higher"
+    paper: str = "not stated"
+
+    def __post_init__(self) -> None:
+        check_choice("direction", self.direction, ("higher", "lower"))
+        if self.better == self.than:
+            raise ValueError(f"claim {self.id!r} compares arm {self.better!r} with itself.")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what the run says of it.
+
+    Attributes:
+        claim: the claim.
+        difference: mean over seeds of the paired difference, positive where the claim holds.
+        low, high: 95 % interval of that mean.
+        pairs: number of seeds.
+        verdict: "supported", "undecided" or "contradicted".
+    """
+
+    claim: Claim
+    difference: float
+    low: float
+    high: float
+    pairs: int
+    verdict: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Flat and JSON-ready."""
+        own = {name: getattr(self, name) for name in ("difference", "low", "high", "pairs", "verdict")}
+        return asdict(self.claim) | own
+
+
+def paired_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences and its Student t interval.
+
+    Args:
+        differences: one number per seed, at least two.
+        level: coverage.
+
+    Returns:
+        Mean, lower end, upper end.
+
+    Raises:
+        ValueError: fewer than two differences, or one that is not finite.
+
+    Example:
+        >>> paired_interval(np.array([1.0, 2.0, 3.0]))
+        (2.0, -0.484..., 4.484...)
+    """
+    differences = np.asarray(differences, dtype=float)
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        raise ValueError(f"differences must be at least two finite numbers, got {differences.tolist()}.")
+    mean = float(differences.mean())
+    error = float(stats.sem(differences))
+    if error == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(level, len(differences) - 1, mean, error)
+    return mean, float(low), float(high)
+
+
+def judge(claims: Iterable[Claim], results: pd.DataFrame) -> list[Verdict]:
+    """Judge each claim on tidy results: paired over seeds, 95 % interval of the mean difference.
+
+    Supported if the interval lies on the claimed side of zero, contradicted if on the other, else undecided.
+
+    Args:
+        claims: what to judge.
+        results: columns `arm`, `seed`, `metric`, `value`.
+
+    Raises:
+        ValueError: an arm or metric that a claim names is not in the results, or seeds do not pair.
+    """
+    return [_judge_one(claim, results) for claim in claims]
+
+
+def _judge_one(claim: Claim, results: pd.DataFrame) -> Verdict:
+    table = results[results["metric"] == claim.metric].pivot(index="seed", columns="arm", values="value")
+    for arm in (claim.better, claim.than):
+        if arm not in table or table[arm].isna().all():
+            raise ValueError(f"claim {claim.id!r}: no {claim.metric!r} of arm {arm!r} in the results.")
+    pair = table[[claim.better, claim.than]].dropna()
+    if len(pair) < len(table[claim.better].dropna()):
+        raise ValueError(f"claim {claim.id!r}: arms {claim.better!r} and {claim.than!r} were run with different seeds.")
+    sign = 1 if claim.direction == "higher" else -1
+    mean, low, high = paired_interval(sign * (pair[claim.better] - pair[claim.than]).to_numpy())
+    verdict = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
+    return Verdict(claim, mean, low, high, len(pair), verdict)
