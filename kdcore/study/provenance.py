@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import platform
+import re
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -78,7 +79,7 @@ def _cpu_name() -> str:
 
 def _imports(source: str) -> set[str]:
     """Dotted names under kdcore that the code imports; `from kdcore import data` gives kdcore.data."""
-    python = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    python = re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)  # notebook magics
     names: set[str] = set()
     for node in ast.walk(ast.parse(python)):
         if isinstance(node, ast.Import):
