@@ -1,0 +1,148 @@
+"""Execute one chapter through papermill: checked parameters, one thread, a whole notebook or none.
+
+    python ci/execute.py foundations/kd --profile cpu -p temperature=2
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import tempfile
+import time
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ("quick", "cpu", "gpu")
+_ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+def source_path(name: str) -> Path:
+    """The Markdown source of a page: a chapter `part/method`, or a page `book/…`.
+
+    Raises:
+        ValueError: there is no such page; names the nearest.
+    """
+    pages = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "chapters").glob("*/*.md"))}
+    pages |= {f"book/{path.stem}": path for path in sorted((ROOT / "book").glob("*.md"))}
+    if name in pages:
+        return pages[name]
+    same_method = [page for page in pages if page.split("/")[1] == name]
+    if len(same_method) == 1:
+        return pages[same_method[0]]
+    near = get_close_matches(name, [*pages, *(page.split("/")[1] for page in pages)], n=1)
+    raise ValueError(f"no chapter {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+
+
+def check_parameters(notebook: Any, given: dict[str, Any]) -> None:
+    """Raise `ValueError` unless every given parameter is assigned in the notebook's parameters cell."""
+    cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    known = [
+        target.id
+        for cell in cells
+        for node in ast.parse(cell).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown parameter {name!r}; there are {', '.join(known) or 'none'}.{hint}")
+    if given.get("profile", "quick") not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {given['profile']!r}.")
+
+
+def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | None = None) -> float:
+    """Execute a page and put the notebook at `output` in one step; return the seconds that it took.
+
+    On failure the notebook as far as it got is kept beside `output`, as `<name>.failed.ipynb`.
+
+    Raises:
+        RuntimeError: a cell failed; names page, cell and error.
+        ValueError: unknown page or parameter.
+    """
+    import jupytext
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = source_path(name)
+    notebook = jupytext.read(source)
+    check_parameters(notebook, parameters)
+    os.environ.update(_ONE_THREAD | {"KDCORE_STATIC": "1", "PYTHONHASHSEED": "0"})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed = output.with_suffix(".failed.ipynb")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".partial-") as folder:
+        given, partial = Path(folder) / source.with_suffix(".ipynb").name, Path(folder) / "executed.ipynb"
+        jupytext.write(notebook, given)
+        try:
+            papermill.execute_notebook(
+                str(given), str(partial), parameters=parameters, kernel_name="python3", progress_bar=False,
+                cwd=str(ROOT), stdout_file=log.open("w") if log else None,
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            partial.replace(failed)
+            raise RuntimeError(
+                f"{name}: cell {error.exec_count} failed with {error.ename}: {error.evalue}\n"
+                f"The notebook up to there is kept at {failed}."
+            ) from None
+        seconds = time.perf_counter() - began
+        content = json.loads(partial.read_text(encoding="utf-8"))
+        content["metadata"]["kdcore"] = {"page": name, "seconds": round(seconds, 1)}
+        content["metadata"].pop("papermill", None)  # absolute paths
+        for cell in content["cells"]:
+            cell["metadata"].pop("papermill", None)
+            cell["metadata"].pop("execution", None)
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        partial.replace(output)
+        failed.unlink(missing_ok=True)
+    return seconds
+
+
+def _parse(pairs: list[str]) -> dict[str, Any]:
+    """`name=value` pairs; values are Python literals where they parse as such, else text."""
+    given = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"parameters are given as name=value, got {pair!r}.")
+        try:
+            given[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            given[name] = text
+    return given
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="part/method, method, or book/page")
+    parser.add_argument("--profile", default=None, help="quick, cpu or gpu")
+    parser.add_argument("--results-dir", default=None, help="where the record goes")
+    parser.add_argument("--output", type=Path, default=None, help="the executed notebook")
+    parser.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
+    options = parser.parse_args()
+    try:
+        given = _parse(options.parameters)
+        if options.profile:
+            given["profile"] = options.profile
+        if options.results_dir:
+            given["results_dir"] = str(Path(options.results_dir).resolve())
+        source = source_path(options.name)
+        name = f"{source.parent.name}/{source.stem}"
+        output = options.output or ROOT / "_build" / "runs" / given.get("profile", "quick") / f"{name}.ipynb"
+        seconds = execute(name, output.resolve(), given)
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{name}: {seconds:.0f} s, {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
