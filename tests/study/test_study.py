@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kdcore import study
-from kdcore.study import provenance, records
+from kdcore import sources, study
+from kdcore.study import records
 
 
 def tidy(**arms: list[float]) -> pd.DataFrame:
@@ -209,7 +209,7 @@ def test_ledger_has_a_row_per_claim_and_later_folders_win(tmp_path):
 def test_imported_files_follow_the_static_graph():
     files = {path.name for path in study.imported_files("%pip install x\nfrom kdcore.foundations.kd import soften")}
     assert {"__init__.py", "kd.py", "checks.py"} == files
-    names = {str(path.relative_to(provenance._PACKAGE)) for path in study.imported_files("from kdcore import training")}
+    names = {str(path.relative_to(sources._PACKAGE)) for path in study.imported_files("from kdcore import training")}
     assert "training/fit.py" in names
     assert "data/arrays.py" in names
     assert not any(name.startswith(("show", "study", "logits")) for name in names)
@@ -227,8 +227,8 @@ def test_code_digest_changes_with_the_code_it_imports_only(tmp_path, monkeypatch
     }.items():
         (package / f"{name}.py").write_text(text)
     source = "from kdcore.part.a import x"
-    monkeypatch.setattr(provenance, "_PACKAGE", package)
-    monkeypatch.setattr(provenance.imported_files, "__defaults__", (package,))
+    monkeypatch.setattr(sources, "_PACKAGE", package)
+    monkeypatch.setattr(sources.imported_files, "__defaults__", (package,))
     first = study.code_digest(source)
     (package / "part" / "c.py").write_text("changed = 1")
     assert study.code_digest(source) == first
