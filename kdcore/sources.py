@@ -30,7 +30,7 @@ def notebook_code(markdown: str) -> str:
     return "\n".join(options.sub("", cell) for cell in cells)
 
 
-def imported_files(source: str, package: Path = _PACKAGE) -> list[Path]:
+def imported_files(source: str, package: Path | None = None) -> list[Path]:
     """Files of kdcore that Python source code imports, directly or through one another, in sorted order.
 
     Static: the code is parsed, not run. A package's `__init__` counts along with its submodules' imports; lines
@@ -38,8 +38,9 @@ def imported_files(source: str, package: Path = _PACKAGE) -> list[Path]:
 
     Args:
         source: Python code.
-        package: folder of the package named kdcore.
+        package: folder of the package named kdcore; the installed one if left out.
     """
+    package = package or _PACKAGE
     found: set[Path] = set()
     waiting = set(_imports(source))
     while waiting:

@@ -228,7 +228,6 @@ def test_code_digest_changes_with_the_code_it_imports_only(tmp_path, monkeypatch
         (package / f"{name}.py").write_text(text)
     source = "from kdcore.part.a import x"
     monkeypatch.setattr(sources, "_PACKAGE", package)
-    monkeypatch.setattr(sources.imported_files, "__defaults__", (package,))
     first = study.code_digest(source)
     (package / "part" / "c.py").write_text("changed = 1")
     assert study.code_digest(source) == first
