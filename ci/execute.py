@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "cpu", "gpu")
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ONE_THREAD["OMP_WAIT_POLICY"] = "PASSIVE"  # where a chapter asks for more, threads that wait leave the core to others
 
 
 def source_path(name: str) -> Path:
