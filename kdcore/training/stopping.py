@@ -49,8 +49,8 @@ class EarlyStopping:
         scores = [row.get(self.monitor, math.nan) for row in rows]
         if any(map(math.isnan, scores)):
             raise ValueError(
-                f"monitor must name a column of the history ({', '.join(rows[-1])}) that holds a number in every epoch, "
-                f"got {self.monitor!r}."
+                f"monitor must name a column of the history ({', '.join(rows[-1])}) that holds a number in "
+                f"every epoch, got {self.monitor!r}."
             )
         return len(scores) - 1 - scores[::-1].index(max(scores))
 

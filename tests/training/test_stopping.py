@@ -68,7 +68,9 @@ def test_without_stopping_early_the_budget_is_spent_and_the_best_still_restored(
 def test_stopped_runs_repeat_to_the_last_bit():
     scores = [1, 2, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     (first, _, history), (second, _, again) = run(scores), run(scores)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert history.epochs.drop(columns="seconds").equals(again.epochs.drop(columns="seconds"))
 
 
