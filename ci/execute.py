@@ -99,6 +99,8 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         for cell in content["cells"]:
             cell["metadata"].pop("papermill", None)
             cell["metadata"].pop("execution", None)
+            if "injected-parameters" in cell["metadata"].get("tags", []):
+                cell["metadata"]["tags"].append("remove-cell")  # where a build keeps its records interests no reader
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         partial.replace(output)
         failed.unlink(missing_ok=True)
@@ -132,7 +134,7 @@ def main() -> int:
         if options.profile:
             given["profile"] = options.profile
         if options.results_dir:
-            given["results_dir"] = str(Path(options.results_dir).resolve())
+            given["results_dir"] = os.path.relpath(Path(options.results_dir).resolve(), ROOT)
         source = source_path(options.name)
         name = f"{source.parent.name}/{source.stem}"
         output = options.output or ROOT / "_build" / "runs" / given.get("profile", "quick") / f"{name}.ipynb"
