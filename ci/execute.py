@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "cpu", "gpu")
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+_ONE_THREAD["OMP_WAIT_POLICY"] = "PASSIVE"  # where a chapter asks for more, threads that wait leave the core to others
 
 
 def source_path(name: str) -> Path:
@@ -89,7 +90,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         except PapermillExecutionError as error:
             partial.replace(failed)
             raise RuntimeError(
-                f"{name}: cell {error.exec_count} failed with {error.ename}: {error.evalue}\n"
+                f"{name}: code cell {_failed_cell(failed)} failed with {error.ename}: {error.evalue}\n"
                 f"The notebook up to there is kept at {failed}."
             ) from None
         seconds = time.perf_counter() - began
@@ -105,6 +106,17 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         partial.replace(output)
         failed.unlink(missing_ok=True)
     return seconds
+
+
+def _failed_cell(path: Path) -> int:
+    """Number of the code cell that raised, counted from 1 as in the chapter's source."""
+    number = 0
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        own = "injected-parameters" not in cell["metadata"].get("tags", [])
+        number += cell["cell_type"] == "code" and own
+        if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
+            break
+    return number
 
 
 def _parse(pairs: list[str]) -> dict[str, Any]:
