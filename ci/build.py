@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ def main() -> int:
             return 1
         if options.why:
             return subprocess.run(snakemake(build, "--dry-run"), check=False).returncode
+        for leftover in build.glob("executed/**/.partial-*"):  # of a build that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         process = subprocess.Popen(
             snakemake(build), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from kdcore.study import imported_files, notebook_code
+from kdcore.sources import imported_files, notebook_code
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("cpu", "gpu")

@@ -8,10 +8,12 @@ def convert(text: str) -> str:
 
     def block(found: re.Match) -> str:
         lines = [line.strip() for line in found.group(1).strip().splitlines()]
-        return "\n\n.. math::\n\n" + "\n".join(f"   {line}" for line in lines) + "\n\n"
+        body = "\n".join(f"   {line}" for line in lines)
+        return f"\n\n.. math::\n   :nowrap:\n\n   \\begin{{equation}}\n{body}\n   \\end{{equation}}\n\n"
 
     text = re.sub(r"\$\$(.*?)\$\$", block, text, flags=re.S)
-    return re.sub(r"(?<![$\\`])\$([^$\n]+(?:\n[^$\n]+)?)\$", lambda found: f":math:`{' '.join(found.group(1).split())}`", text)
+    inline = re.compile(r"(?<![$\\`])\$([^$\n]+(?:\n[^$\n]+)?)\$")
+    return inline.sub(lambda found: f":math:`{' '.join(found.group(1).split())}`", text)
 
 
 def _process(app, what, name, item, options, lines):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,10 +17,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from kdcore.checks import check_choice
+from kdcore.sources import code_digest, notebook_code, repository_root
 from kdcore.study.claims import Claim, Verdict, judge
-from kdcore.study.provenance import code_digest, hardware, repository_root, versions
+from kdcore.study.provenance import hardware, versions
 from kdcore.study.records import write_record
-from kdcore.training.seeding import deterministic, pick_device
+from kdcore.training.seeding import deterministic, pick_device, seeded
 
 __all__ = ["PROFILES", "Study", "by_profile"]
 
@@ -169,7 +169,8 @@ class Study:
         except (OSError, ValueError, KeyError):  # not run yet, or cut short while being written
             pass
         began = time.perf_counter()
-        metrics = {metric: float(value) for metric, value in experiment(arm, seed).items()}
+        with seeded(seed):  # whatever a chapter forgets to seed depends on the seed alone all the same
+            metrics = {metric: float(value) for metric, value in experiment(arm, seed).items()}
         seconds = time.perf_counter() - began
         for metric, value in metrics.items():
             if not math.isfinite(value):
@@ -194,10 +195,3 @@ def _chapter_source(chapter: str) -> str:
     if path is None or not path.exists():
         return f"import kdcore.{chapter.replace('/', '.')}"
     return notebook_code(path.read_text(encoding="utf-8"))
-
-
-def notebook_code(markdown: str) -> str:
-    """The code cells of a MyST notebook, joined, without cell options."""
-    cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", markdown, flags=re.MULTILINE | re.DOTALL)
-    options = re.compile(r"\A(?:---\n.*?^---\n|(?::[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)
-    return "\n".join(options.sub("", cell) for cell in cells)
