@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -43,7 +44,9 @@ class GraphNetwork(nn.Module):
         check_choice("kind", kind, ("gcn", "sage", "gat"))
         check_positive(in_features=in_features, hidden=hidden, num_classes=num_classes, layers=layers)
         try:
-            from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+            with warnings.catch_warnings():  # its import compiles functions in a way that newer torch deprecates
+                warnings.simplefilter("ignore", FutureWarning)
+                from torch_geometric.nn import GATConv, GCNConv, SAGEConv
         except ImportError as error:
             raise ImportError("graph networks need PyTorch Geometric: pip install 'kdcore[graphs]'") from error
 

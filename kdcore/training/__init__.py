@@ -1,14 +1,16 @@
-"""Training: one loop, budgets, learners, seeds, cached teacher outputs."""
+"""Training: one loop, budgets, learners, seeds, early stopping, cached teacher outputs."""
 
 from kdcore.training.budget import Budget
 from kdcore.training.fit import History, fit
 from kdcore.training.learners import Distillation, Learner, Supervised
 from kdcore.training.seeding import deterministic, pick_device, seeded
+from kdcore.training.stopping import EarlyStopping
 from kdcore.training.teachers import predict, with_teacher
 
 __all__ = [
     "Budget",
     "Distillation",
+    "EarlyStopping",
     "History",
     "Learner",
     "Supervised",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from kdcore.data.arrays import Arrays
 from kdcore.training.budget import Budget
 from kdcore.training.learners import Learner
 from kdcore.training.seeding import seeded
+from kdcore.training.stopping import EarlyStopping
 
 __all__ = ["History", "fit"]
 
@@ -51,6 +53,7 @@ class _State:
     streams: dict[str, _Stream]
     epoch: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         content: dict[str, Any] = {
@@ -61,7 +64,7 @@ class _State:
             "averaged": self.averaged.state_dict() if self.averaged else None,
         }
         content["streams"] = {name: stream.state() for name, stream in self.streams.items()}
-        content |= {"epoch": self.epoch, "rows": self.rows, "rng": torch.get_rng_state()}
+        content |= {"epoch": self.epoch, "rows": self.rows, "best": self.best, "rng": torch.get_rng_state()}
         if torch.cuda.is_available():
             content["cuda_rng"] = torch.cuda.get_rng_state()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ class _State:
             self.averaged.load_state_dict(content["averaged"])
         for name, stream in self.streams.items():
             stream.restore(content["streams"][name])
-        self.epoch, self.rows = content["epoch"], content["rows"]
+        self.epoch, self.rows, self.best = content["epoch"], content["rows"], content["best"]
         torch.set_rng_state(content["rng"])
         if "cuda_rng" in content and torch.cuda.is_available():
             torch.cuda.set_rng_state(content["cuda_rng"])
@@ -122,6 +125,7 @@ def fit(
     seed: int = 0,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     evaluate: Callable[[], dict[str, float]] | None = None,
+    stopping: EarlyStopping | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = False,
 ) -> History:
@@ -135,6 +139,8 @@ def fit(
         seed: of the data order, augmentation and dropout.
         augment: changes a batch's `inputs` (of every stream), given a generator on the CPU.
         evaluate: called after each epoch, the learner in evaluation mode; what it returns joins the history.
+        stopping: may end training before the budget is spent; the learner then has the weights of the best epoch (not
+            so `History.averaged`). Schedules still follow the whole budget.
         checkpoint: file written after each epoch (atomically) and resumed from if it is there.
         progress: show a progress bar.
 
@@ -143,7 +149,7 @@ def fit(
 
     Raises:
         FloatingPointError: a loss term became NaN or infinite; names the term and the step.
-        ValueError: the checkpoint cannot be resumed.
+        ValueError: the checkpoint cannot be resumed, or the history lacks the column that `stopping` monitors.
     """
     named = {"": data} if isinstance(data, Arrays) else dict(data)
     streams = {name: _Stream(part, budget.batch_size, seed * 1000 + k) for k, (name, part) in enumerate(named.items())}
@@ -166,6 +172,8 @@ def fit(
         epochs = -(-total // per_epoch)
         bar = tqdm(total=total, initial=state.epoch * per_epoch, disable=not progress, unit="step", leave=False)
         for epoch in range(state.epoch, epochs):
+            if stopping is not None and stopping.finished(state.rows):
+                break
             augmenter.manual_seed(seed * 100003 + epoch)
             first, last = epoch * per_epoch, min((epoch + 1) * per_epoch, total)
             began = time.perf_counter()
@@ -175,9 +183,13 @@ def fit(
             row = {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}
             state.rows.append(row | (evaluate() if evaluate else {}))
             state.epoch = epoch + 1
+            if stopping is not None and stopping.best(state.rows) == epoch:
+                state.best = copy.deepcopy(learner.state_dict())
             if checkpoint is not None:
                 state.save(Path(checkpoint))
         bar.close()
+    if state.best is not None:
+        learner.load_state_dict(state.best)
     learner.eval()
     averaged = state.averaged.module.eval() if state.averaged else None
     return History(epochs=pd.DataFrame(state.rows), averaged=averaged)
