@@ -1,6 +1,6 @@
 """Execute one chapter through papermill: checked parameters, one thread, a whole notebook or none.
 
-    python ci/execute.py foundations/kd --profile cpu -p temperature=2
+python ci/execute.py foundations/kd --profile cpu -p temperature=2
 """
 
 from __future__ import annotations

@@ -239,6 +239,10 @@ def _next_batch(
 def _collect(pending: list[dict[str, Tensor]], sums: dict[str, float], first_step: int) -> None:
     """Add the pending loss terms to their sums; stop at the first that is not finite."""
     names = list(pending[0])
+    for offset, terms in enumerate(pending):
+        if list(terms) != names:
+            step = first_step + offset
+            raise ValueError(f"losses must return the same terms at every step, got {list(terms)} at step {step}.")
     values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in pending]).cpu()
     if not bool(torch.isfinite(values).all()):
         step, term = (~torch.isfinite(values)).nonzero()[0].tolist()

@@ -24,7 +24,7 @@ class Learner(nn.Module):
     """Names of submodules that stay in evaluation mode."""
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Named scalar terms; `fit` minimises their sum.
+        """Named scalar terms, the same names at every step; `fit` minimises their sum.
 
         Args:
             batch: `Arrays`, or, where `fit` was given several streams, a namespace with one `Arrays` per stream.
@@ -90,7 +90,7 @@ class Distillation(Learner):
         super().__init__()
         self.model = student
         self.loss = loss
-        self.teacher = teacher.requires_grad_(False) if teacher is not None else None
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.frozen = ("teacher",) if teacher is not None else ()
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
