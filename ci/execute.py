@@ -89,7 +89,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         except PapermillExecutionError as error:
             partial.replace(failed)
             raise RuntimeError(
-                f"{name}: cell {error.exec_count} failed with {error.ename}: {error.evalue}\n"
+                f"{name}: code cell {_failed_cell(failed)} failed with {error.ename}: {error.evalue}\n"
                 f"The notebook up to there is kept at {failed}."
             ) from None
         seconds = time.perf_counter() - began
@@ -99,10 +99,23 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         for cell in content["cells"]:
             cell["metadata"].pop("papermill", None)
             cell["metadata"].pop("execution", None)
+            if "injected-parameters" in cell["metadata"].get("tags", []):
+                cell["metadata"]["tags"].append("remove-cell")  # where a build keeps its records interests no reader
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
         partial.replace(output)
         failed.unlink(missing_ok=True)
     return seconds
+
+
+def _failed_cell(path: Path) -> int:
+    """Number of the code cell that raised, counted from 1 as in the chapter's source."""
+    number = 0
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        own = "injected-parameters" not in cell["metadata"].get("tags", [])
+        number += cell["cell_type"] == "code" and own
+        if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
+            break
+    return number
 
 
 def _parse(pairs: list[str]) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def main() -> int:
         if options.profile:
             given["profile"] = options.profile
         if options.results_dir:
-            given["results_dir"] = str(Path(options.results_dir).resolve())
+            given["results_dir"] = os.path.relpath(Path(options.results_dir).resolve(), ROOT)
         source = source_path(options.name)
         name = f"{source.parent.name}/{source.stem}"
         output = options.output or ROOT / "_build" / "runs" / given.get("profile", "quick") / f"{name}.ipynb"

@@ -4,14 +4,15 @@ Submodules load on first use, so that ``import kdcore`` costs next to nothing be
 """
 
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 __version__ = "0.1.0"
 
-PARTS = ("foundations", "logits", "features", "adaptation", "graphs_and_text")
-"""Packages that hold one file per paper; every other submodule is ground floor."""
+_GROUND_FLOOR = ("checks", "data", "metrics", "models", "show", "sources", "study", "training")
 
-_GROUND_FLOOR = ("checks", "data", "metrics", "models", "show", "study", "training")
+PARTS = tuple(sorted({path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")} - {*_GROUND_FLOOR}))
+"""Packages that hold one file per paper; every other submodule is ground floor."""
 
 __all__ = ["PARTS", "__version__", *_GROUND_FLOOR, *PARTS]
 

@@ -165,6 +165,7 @@ class _ArraysOnly(pickle.Unpickler):
         modern = {"numpy.core.multiarray": "numpy._core.multiarray", "scipy.sparse.csr": "scipy.sparse"}
         allowed = {
             ("collections", "defaultdict"),
+            ("_codecs", "encode"),
             ("builtins", "list"),
             ("__builtin__", "list"),
             ("numpy", "ndarray"),

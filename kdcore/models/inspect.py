@@ -36,7 +36,9 @@ def features(model: nn.Module, inputs: Tensor, layers: list[str]) -> tuple[dict[
     modules = dict(model.named_modules())
     unknown = [name for name in layers if name not in modules]
     if unknown:
-        raise ValueError(f"layers must name modules of the model, got {unknown}; there are {', '.join(modules)[1:]}.")
+        raise ValueError(
+            f"layers must name modules of the model, got {unknown}; there are {', '.join(filter(None, modules))}."
+        )
     taken: dict[str, Tensor] = {}
     hooks = [
         modules[name].register_forward_hook(lambda _, __, output, name=name: taken.__setitem__(name, output))

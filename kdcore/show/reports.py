@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from kdcore.show.output import say, table
+from kdcore.sources import repository_root
 from kdcore.study.claims import Verdict, paired_interval
-from kdcore.study.provenance import repository_root
 from kdcore.study.records import read_record, record_path
 
 __all__ = ["claims", "recorded", "summary"]

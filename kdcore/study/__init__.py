@@ -1,9 +1,9 @@
 """Studies: profiles, arms and seeds, claims, verdicts, records, the ledger."""
 
+from kdcore.sources import code_digest, imported_files, notebook_code, repository_root
 from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval
-from kdcore.study.provenance import code_digest, imported_files, repository_root
 from kdcore.study.records import ledger, read_record, record_path, write_record
-from kdcore.study.runner import PROFILES, Study, by_profile, notebook_code
+from kdcore.study.runner import PROFILES, Study, by_profile
 
 __all__ = [
     "PROFILES",

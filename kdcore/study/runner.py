@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +17,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from kdcore.checks import check_choice
+from kdcore.sources import code_digest, notebook_code, repository_root
 from kdcore.study.claims import Claim, Verdict, judge
-from kdcore.study.provenance import code_digest, hardware, repository_root, versions
+from kdcore.study.provenance import hardware, versions
 from kdcore.study.records import write_record
 from kdcore.training.seeding import deterministic, pick_device
 
@@ -194,10 +194,3 @@ def _chapter_source(chapter: str) -> str:
     if path is None or not path.exists():
         return f"import kdcore.{chapter.replace('/', '.')}"
     return notebook_code(path.read_text(encoding="utf-8"))
-
-
-def notebook_code(markdown: str) -> str:
-    """The code cells of a MyST notebook, joined, without cell options."""
-    cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", markdown, flags=re.MULTILINE | re.DOTALL)
-    options = re.compile(r"\A(?:---\n.*?^---\n|(?::[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)
-    return "\n".join(options.sub("", cell) for cell in cells)

@@ -1,0 +1,52 @@
+"""Render the executed notebooks to static HTML with Jupyter Book; warnings are errors.
+
+python ci/render.py _build
+"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pages import ROOT, executed_pages, toc_files
+
+
+def assemble(build: Path) -> Path:
+    """Lay out the book's sources in `<build>/source`, copying only what changed so that rendering is incremental."""
+    source = build / "source"
+    wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml")}
+    for folder in ("_static", "_extensions"):
+        wanted |= {Path(folder) / path.name: path for path in (ROOT / "book" / folder).iterdir() if path.is_file()}
+    wanted[Path("book/references.bib")] = ROOT / "book" / "references.bib"
+    executed = {f"book/{page}" for page in executed_pages()}
+    for page in toc_files():
+        if page.startswith("chapters/") or page in executed:
+            wanted[Path(f"{page}.ipynb")] = build / "executed" / f"{page}.ipynb"
+        else:
+            wanted[Path(f"{page}.md")] = ROOT / f"{page}.md"
+    for path in [path for path in source.rglob("*") if path.is_file()] if source.exists() else []:
+        if path.relative_to(source) not in wanted:
+            path.unlink()
+    for relative, origin in wanted.items():
+        target = source / relative
+        if not target.exists() or not filecmp.cmp(origin, target, shallow=False):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin, target)
+    return source
+
+
+def main() -> int:
+    build = Path(sys.argv[1]).resolve()
+    source = assemble(build)
+    executable = Path(sys.executable).with_name("jupyter-book")
+    done = subprocess.run(
+        [executable, "build", source, "--path-output", build.parent, "-W", "--keep-going", "-q"], cwd=ROOT, check=False
+    )
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

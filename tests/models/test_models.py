@@ -1,0 +1,130 @@
+"""Shapes, parameter counts, the staged chain, feature taps that never leak."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kdcore import models
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes"),
+    [
+        (models.ConvNet(4, 3), (1, 8, 8), 10),
+        (models.ConvNet(4, 2, in_channels=3, num_classes=7, convolutions=2), (3, 16, 16), 7),
+        (models.ResNet(8, num_classes=5), (3, 32, 32), 5),
+        (models.ResNet(14, widen=2, in_channels=1), (1, 16, 16), 10),
+        (models.MLP(64, (16, 16)), (1, 8, 8), 10),
+        (models.VisionTransformer(8, 2, width=16, depth=2, heads=2), (1, 8, 8), 10),
+    ],
+)
+def test_shapes_and_gradients(model, shape, classes):
+    outputs = model(torch.randn(3, *shape))
+    assert outputs.shape == (3, classes)
+    assert model.embed(torch.randn(3, *shape)).shape[0] == 3
+    outputs.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model", [models.ConvNet(4, 3), models.ResNet(8, in_channels=1)])
+def test_staged_networks_are_chains(model):
+    model.eval()
+    inputs = torch.randn(2, 1, 16, 16)
+    maps, logits = model.maps(inputs)
+    assert [one.shape[1] for one in maps] == model.widths
+    torch.testing.assert_close(logits, model(inputs))
+    for number, one in enumerate(maps):
+        torch.testing.assert_close(model.tail(number)(one), logits)
+    torch.testing.assert_close(model.tail(-1)(maps[-1]), logits)
+
+
+def test_resnet_has_the_published_number_of_parameters():
+    # He et al. 2016, table 6: 0.27 M for ResNet-20, 0.46 M for ResNet-32; option B adds two small projections.
+    assert models.parameter_count(models.ResNet(20)) == pytest.approx(0.27e6, rel=0.02)
+    assert models.parameter_count(models.ResNet(32)) == pytest.approx(0.46e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "inputs"),
+    [
+        (models.ConvNet(4, 2), "stages.1", torch.randn(2, 1, 8, 8)),
+        (models.ResNet(8), "stages.2.0.conv1", torch.randn(2, 3, 16, 16)),
+        (models.VisionTransformer(8, 2, width=16, heads=2), "encoder.layers.1", torch.randn(2, 1, 8, 8)),
+    ],
+)
+def test_features_by_name_without_leaking_hooks(model, layer, inputs):
+    model.eval()
+    taken, output = models.features(model, inputs, [layer])
+    torch.testing.assert_close(output, model(inputs))
+    expected = []
+    hook = model.get_submodule(layer).register_forward_hook(lambda _, __, out: expected.append(out))
+    model(inputs)
+    hook.remove()
+    torch.testing.assert_close(taken[layer], expected[0])
+    with pytest.raises(RuntimeError):
+        models.features(model, torch.randn(2, 7, 3, 3), [layer])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_features_of_a_torchvision_model():
+    from torchvision.models import resnet18
+
+    taken, _ = models.features(resnet18(num_classes=3).eval(), torch.randn(1, 3, 64, 64), ["layer2", "layer4"])
+    assert taken["layer2"].shape == (1, 128, 8, 8)
+    assert taken["layer4"].shape == (1, 512, 2, 2)
+
+
+def test_features_refuse_unknown_and_unused_layers():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(ValueError, match=r"got \['2'\]; there are 0, 1"):
+        models.features(model, torch.zeros(1, 2), ["2"])
+    model.spare = nn.Linear(1, 1)
+    model.forward = lambda inputs: model[0](inputs)
+    with pytest.raises(ValueError, match="did not run"):
+        models.features(model, torch.zeros(1, 2), ["spare"])
+
+
+def test_cost_of_a_linear_layer_by_hand():
+    model = nn.Linear(10, 4)
+    assert models.parameter_count(model) == 44
+    assert models.flops(model, torch.zeros(3, 10)) == 2 * 3 * 10 * 4
+    assert models.latency(model, torch.zeros(3, 10), repeats=3) > 0
+
+
+@pytest.mark.parametrize("kind", ["gcn", "sage", "gat"])
+def test_graph_networks_pass_messages_along_edges_only(kind):
+    model = models.GraphNetwork(kind, in_features=3, hidden=8, num_classes=2).eval()
+    features, edges = torch.randn(4, 3), torch.tensor([[0, 1], [1, 0]])
+    changed = features.clone()
+    changed[0] += 1
+    moved = (model(features, edges) - model(changed, edges)).abs().sum(dim=1)
+    assert bool((moved[:2] > 0).all())
+    assert bool((moved[2:] == 0).all())
+
+
+def test_gcn_layer_is_its_formula():
+    model = models.GraphNetwork("gcn", in_features=3, num_classes=2, layers=1)
+    features, edges = torch.randn(3, 3), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    adjacency = torch.eye(3)
+    adjacency[edges[0], edges[1]] = 1
+    scale = adjacency.sum(1).rsqrt()
+    propagated = scale[:, None] * adjacency * scale[None] @ features
+    layer = model.convolutions[0]
+    torch.testing.assert_close(model(features, edges), propagated @ layer.lin.weight.T + layer.bias)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: models.ResNet(10), "6n"),
+        (lambda: models.ConvNet(0), "width"),
+        (lambda: models.VisionTransformer(10, 4), "must divide"),
+        (lambda: models.GraphNetwork("gcnn"), "Did you mean 'gcn'"),
+        (lambda: models.MLP(0), "in_features"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,68 @@
+"""A small copy of the project whose chapters take a second, to build, break and kill."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+_HEADER = """---
+jupytext:
+  formats: ipynb,md:myst
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# {title}
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+
+profile = "quick"
+results_dir = "results"
+temperature = 4.0
+```
+
+```{{code-cell}} ipython3
+{code}
+```
+"""
+
+
+@pytest.fixture
+def tiny_project(tmp_path, root) -> Path:
+    """ci/ and kdcore/ of the project (in a path with a space), with two chapters and two pages of its own."""
+    project = tmp_path / "a project"
+    shutil.copytree(root / "ci", project / "ci", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "kdcore", project / "kdcore", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_static", "_extensions"):
+        shutil.copytree(root / "book" / name, project / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "_config.yml", project)
+    (project / "book" / "references.bib").write_text("@misc{a,\n title={A},\n year={2000}}\n")
+    (project / "book" / "index.md").write_text("# Index\n\nHello $x^2$.\n")
+    parts = {"logits": "first", "features": "second"}
+    chapters = "".join(f"      - file: chapters/{part}/{method}\n" for part, method in parts.items())
+    (project / "_toc.yml").write_text(
+        f"format: jb-book\nroot: book/index\nparts:\n  - caption: All\n    chapters:\n{chapters}"
+    )
+    for part, method in parts.items():
+        write_chapter(project, part, method, f"from kdcore.{part} import {method}\nprint({method}.VALUE)")
+        (project / "kdcore" / part / f"{method}.py").write_text("VALUE = 1\n")
+    return project
+
+
+def write_chapter(project: Path, part: str, method: str, code: str) -> None:
+    path = project / "chapters" / part / f"{method}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_HEADER.format(title=method, code=code), encoding="utf-8")
+
+
+def build_command(project: Path) -> list[str]:
+    return [sys.executable, str(project / "ci" / "build.py")]

@@ -1,0 +1,123 @@
+"""What must agree: versions in three files, pairs, lists of papers, floors; and nothing that names a machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+import kdcore
+from kdcore import study
+
+
+def requirement_name(text: str) -> str:
+    return re.split(r"[<>=!\[ ;]", text, maxsplit=1)[0].lower()
+
+
+def test_environment_yml_agrees_with_pyproject(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    }
+    wanted = {item.replace(" ", "") for item in wanted if not item.startswith("kdcore")}
+    listed = yaml.safe_load((root / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    found = {item for item in listed if isinstance(item, str)} | {
+        item for entry in listed if isinstance(entry, dict) for item in entry["pip"]
+    }
+    assert {item.replace(" ", "") for item in found} - {"pip", "--editable."} - {
+        f"python{project['requires-python']}"
+    } == wanted
+
+
+def test_constraints_pin_every_requirement_without_addresses(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (root / "constraints.txt").read_text(encoding="utf-8")
+    pinned = {line.split("==")[0].lower() for line in text.splitlines() if "==" in line}
+    names = {requirement_name(item) for item in project["dependencies"]}
+    names |= {requirement_name(item) for extra in project["optional-dependencies"].values() for item in extra}
+    assert names - {"kdcore"} <= pinned
+    assert "://" not in text
+    assert "@" not in text
+
+
+def test_package_version_is_stated_once(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == kdcore.__version__
+    assert f"version: {kdcore.__version__}" in (root / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def methods(root) -> list:
+    return sorted(
+        path for part in kdcore.PARTS for path in (root / "kdcore" / part).glob("*.py") if path.stem != "__init__"
+    )
+
+
+def test_no_method_imports_another(root):
+    for path in methods(root):
+        used = study.imported_files(path.read_text(encoding="utf-8"))
+        others = [
+            other for other in used if other in methods(root) and other.parent.name != "foundations" and other != path
+        ]
+        assert not others, f"{path} imports {others}"
+
+
+def test_every_module_has_tests_and_an_entry_in_the_reference(root):
+    api = (root / "book" / "api.md").read_text(encoding="utf-8")
+    for path in methods(root):
+        name = f"{path.parent.name}.{path.stem}"
+        assert (root / "tests" / path.parent.name / f"test_{path.stem}.py").exists(), name
+    for path in (root / "kdcore").rglob("*.py"):
+        name = ".".join(path.relative_to(root).with_suffix("").parts)
+        if path.name != "__init__.py" or name == "kdcore.metrics.__init__":
+            assert f"automodule:: {name.removesuffix('.__init__')}\n" in api, name
+
+
+def test_every_chapter_is_in_the_toc_the_index_and_the_bibliography(root):
+    toc, index = ((root / name).read_text(encoding="utf-8") for name in ("_toc.yml", "book/index.md"))
+    bibliography = (root / "book" / "references.bib").read_text(encoding="utf-8")
+    for path in (root / "chapters").glob("*/*.md"):
+        name = f"{path.parent.name}/{path.stem}"
+        assert f"chapters/{name}\n" in toc
+        assert f"(../chapters/{name})" in index, f"book/index.md does not link {name}"
+        arxiv = re.search(r"arxiv.org/abs/(\d+\.\d+)", path.read_text(encoding="utf-8"))
+        assert arxiv is not None, f"{name} does not link its paper"
+        assert arxiv.group(1) in bibliography, f"book/references.bib lacks arXiv {arxiv.group(1)} of {name}"
+
+
+def test_committed_records_are_valid_and_name_no_machine_path(root):
+    paths = sorted((root / "book" / "records").glob("*/*/*.json"))
+    assert paths
+    for path in paths:
+        record = study.read_record(path)
+        assert path == study.record_path(root / "book" / "records", record["chapter"], record["profile"])
+        assert not re.search(r'": "(?:/|[A-Z]:\\)', path.read_text(encoding="utf-8"))
+
+
+def test_readme_table_is_made_from_the_records(root):
+    done = subprocess.run(
+        [sys.executable, root / "ci" / "readme.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_import_of_kdcore_loads_nothing_heavy():
+    code = "import sys, kdcore; print(sorted({'torch', 'pandas', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_methods_import_no_plotting_or_data_frames():
+    heavy = "{'pandas', 'matplotlib', 'sklearn'}"
+    code = f"import sys; from kdcore.foundations import kd; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_unknown_submodule_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = kdcore.nothing

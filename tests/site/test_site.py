@@ -1,0 +1,166 @@
+"""The site as a reader has it: no other hosts, mathematics, images, sliders, search, small screens, dark mode."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from conftest import ROOT, SITE, site_pages
+
+PAGES = site_pages()
+CHAPTERS = [page for page in PAGES if page.startswith("chapters/")]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page_asks_no_other_host_and_reports_no_error(visit, path):
+    visit.open(path)
+    visit.page.wait_for_timeout(300)
+    others = {urlparse(url).netloc for url in visit.requests if not url.startswith(("data:", "blob:"))}
+    assert others == {urlparse(visit.base).netloc}
+    assert visit.problems == []
+    assert visit.page.title().strip()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_mathematics_is_rendered_and_images_are_loaded(visit, path):
+    visit.open(path)
+    page = visit.page
+    rendered, errors = (page.locator(name).count() for name in ("mjx-container", "mjx-merror"))
+    assert errors == 0
+    if path in CHAPTERS or path.endswith("notation.html"):
+        assert rendered > 5
+    left = page.evaluate(
+        "() => [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
+    )
+    assert left == 0
+    broken = page.evaluate(
+        "() => [...document.images].filter(i => !i.complete || i.naturalWidth === 0).map(i => i.src.slice(0, 80))"
+    )
+    assert broken == []
+    assert page.evaluate("() => [...document.querySelectorAll('article img')].every(i => i.alt.trim().length > 10)")
+
+
+@pytest.mark.parametrize("path", [*CHAPTERS, "book/protocol.html"])
+def test_sliders_move_by_keyboard_and_change_the_picture(visit, path):
+    visit.open(path)
+    boxes = visit.page.locator(".kdcore-slider")
+    assert boxes.count() >= 1
+    for number in range(boxes.count()):
+        box = boxes.nth(number)
+        control, picture, value = box.locator("input"), box.locator("img"), box.locator("output")
+        control.focus()
+        control.press("Home")
+        first = picture.get_attribute("src"), value.inner_text()
+        control.press("ArrowRight")
+        second = picture.get_attribute("src"), value.inner_text()
+        assert first[0] != second[0]
+        assert first[1] != second[1]
+        control.press("End")
+        assert value.inner_text() != second[1] or control.get_attribute("max") == "1"
+
+
+def test_search_finds_temperature(visit):
+    visit.open("search.html?q=temperature")
+    visit.page.wait_for_selector("#search-results li a", timeout=15_000)
+    found = visit.page.locator("#search-results li a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+    assert any("foundations/kd" in link for link in found)
+    assert {urlparse(url).netloc for url in visit.requests} == {urlparse(visit.base).netloc}
+
+
+@pytest.mark.parametrize("visit", [{"viewport": {"width": 390, "height": 844}, "has_touch": True}], indirect=True)
+@pytest.mark.parametrize("path", PAGES)
+def test_page_fits_a_phone(visit, path):
+    visit.open(path)
+    assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    assert visit.page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)") >= 14
+    widths = visit.page.locator("article img, article input").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().width)"
+    )
+    assert all(width <= 390 for width in widths)
+
+
+def contrast(page, selector: str) -> float:
+    """Contrast ratio (WCAG 2) of an element's text against the first background behind it that is not transparent."""
+    colours = page.locator(selector).first.evaluate(
+        """element => {
+            const text = getComputedStyle(element).color;
+            const clear = () => getComputedStyle(element).backgroundColor.endsWith(", 0)");
+            while (element && clear()) element = element.parentElement;
+            return [text, getComputedStyle(element || document.body).backgroundColor];
+        }"""
+    )
+    values = []
+    for colour in colours:
+        parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        values.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(values) + 0.05) / (min(values) + 0.05)
+
+
+@pytest.mark.parametrize("visit", [{"color_scheme": "dark"}], indirect=True)
+@pytest.mark.parametrize("path", ["book/index.html", "chapters/foundations/kd.html", "book/ledger.html"])
+def test_dark_mode_is_dark_and_readable(visit, path):
+    visit.open(path)
+    page = visit.page
+    assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
+    for selector in ("article p", "article h1", "article td"):
+        assert contrast(page, selector) >= 4.5, selector
+
+
+@pytest.mark.parametrize("path", CHAPTERS)
+def test_buttons_point_at_files_that_exist(visit, path):
+    visit.open(path)
+    links = visit.page.locator("a").evaluate_all(
+        "all => all.map(a => [a.href, a.getAttribute('title') || a.textContent])"
+    )
+    colab = {url for url, _ in links if "colab.research.google.com" in url}
+    assert colab
+    for url in colab:
+        assert (ROOT / url.split("/blob/main/")[1].split("#")[0]).exists(), url
+    sources = {url for url, _ in links if "github.com/kdcore/kdcore/blob/main/" in url}
+    for url in sources - colab:
+        assert (ROOT / url.split("/blob/main/")[1].split("#")[0]).exists(), url
+    downloads = {url for url, _ in links if "/_sources/" in url and url.endswith(".ipynb")}
+    assert downloads
+    for url in downloads:
+        notebook = json.loads((SITE / urlparse(url).path.lstrip("/")).read_text(encoding="utf-8"))
+        assert any(cell.get("outputs") for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_links_within_the_site_lead_somewhere(visit, path):
+    visit.open(path)
+    links = visit.page.locator("article a[href]").evaluate_all("all => all.map(a => a.href)")
+    for link in {link.split("#")[0] for link in links if link.startswith(visit.base)}:
+        assert (SITE / urlparse(link).path.lstrip("/")).exists(), link
+
+
+def test_ledger_has_every_claim_and_sorts(visit):
+    visit.open("book/ledger.html")
+    rows = visit.page.locator(".sortable tbody tr")
+    records = [*(ROOT / "_build" / "records").glob("quick/*/*.json"), *(ROOT / "book" / "records").glob("*/*/*.json")]
+    assert rows.count() == sum(len(json.loads(path.read_text())["claims"]) for path in records)
+    heading = visit.page.locator(".sortable th").nth(4)
+    heading.focus()
+    heading.press("Enter")
+    values = [float(text) for text in visit.page.locator(".sortable tbody tr td:nth-child(5)").all_inner_texts()]
+    assert values == sorted(values)
+    heading.press("Enter")
+    values = [float(text) for text in visit.page.locator(".sortable tbody tr td:nth-child(5)").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page_names_no_path_of_the_machine_that_built_it(path):
+    assert str(ROOT) not in (SITE / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", CHAPTERS)
+def test_chapter_stays_small(path):
+    assert (SITE / path).stat().st_size < 3_000_000

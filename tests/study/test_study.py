@@ -1,0 +1,242 @@
+"""Verdicts by hand, pairing, records that are whole or absent, resuming run by run, provenance by content."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from kdcore import sources, study
+from kdcore.study import records
+
+
+def tidy(**arms: list[float]) -> pd.DataFrame:
+    rows = [
+        {"arm": arm, "seed": seed, "metric": "accuracy", "value": value}
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def claim(**changes) -> study.Claim:
+    settings = {"id": "c", "statement": "a beats b", "better": "a", "than": "b", "metric": "accuracy", "source": "test"}
+    return study.Claim(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "direction", "verdict"),
+    [
+        ([3, 4, 5], [1, 2, 3.1], "higher", "supported"),
+        ([1, 2, 3.1], [3, 4, 5], "higher", "contradicted"),
+        ([1, 2, 3.1], [3, 4, 5], "lower", "supported"),
+        ([1, 2, 3], [1.5, 1.5, 3.5], "higher", "undecided"),
+        ([1, 1, 1], [1, 1, 1], "higher", "undecided"),
+    ],
+)
+def test_verdicts(better, worse, direction, verdict):
+    (judged,) = study.judge([claim(direction=direction)], tidy(a=better, b=worse))
+    assert judged.verdict == verdict
+    assert judged.pairs == 3
+    assert judged.low <= judged.difference <= judged.high
+
+
+def test_pairing_removes_what_arms_share():
+    shared = np.array([0.0, 10, 20, 30])
+    (judged,) = study.judge([claim()], tidy(a=list(shared + 1), b=list(shared + np.array([0, 0.1, -0.1, 0]))))
+    assert judged.verdict == "supported"
+
+
+@given(values=st.lists(st.floats(-100, 100), min_size=3, max_size=12, unique=True))
+def test_interval_agrees_with_scipys_paired_test(values):
+    mean, low, high = study.paired_interval(np.array(values))
+    wanted = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    np.testing.assert_allclose([low, high], [wanted.low, wanted.high], rtol=1e-6, atol=1e-6)
+    assert low <= mean <= high
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(ValueError, match=r"no 'accuracy' of arm 'b'"):
+        study.judge([claim()], tidy(a=[1, 2]))
+    with pytest.raises(ValueError, match="different seeds"):
+        study.judge([claim()], tidy(a=[1, 2, 3], b=[1, 2]))
+    with pytest.raises(ValueError, match="at least two"):
+        study.paired_interval(np.array([1.0]))
+    with pytest.raises(ValueError, match="with itself"):
+        claim(than="a")
+    with pytest.raises(ValueError, match="direction"):
+        claim(direction="up")
+
+
+def test_unknown_profile_and_single_seed_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"profile must be one of .* Did you mean 'quick'"):
+        study.by_profile("quik", quick=1, cpu=2, gpu=3)
+    with pytest.raises(ValueError, match="profile must be one of"):
+        study.Study("foundations/kd", profile="fast", results_dir=tmp_path)
+    with pytest.raises(ValueError, match="n_seeds must be at least 2"):
+        study.Study("foundations/kd", n_seeds=1, results_dir=tmp_path)
+
+
+def toy(tmp_path, **settings) -> study.Study:
+    return study.Study("foundations/kd", results_dir=tmp_path, n_seeds=3, **settings)
+
+
+def accuracy(arm: str, seed: int) -> dict[str, float]:
+    return {"accuracy": seed + {"a": 1.0, "b": 0.1 * seed}[arm]}
+
+
+def test_study_runs_all_arms_and_writes_a_valid_record(tmp_path):
+    running = toy(tmp_path, parameters={"temperature": 4.0})
+    results = running.run(accuracy, ["a", "b"])
+    assert len(results) == 6
+    (verdict,) = running.finish([claim()], "made up")
+    record = study.read_record(study.record_path(tmp_path, "foundations/kd", "quick"))
+    assert record["claims"][0]["verdict"] == verdict.verdict == "supported"
+    assert record["parameters"] == {"seed": 0, "n_seeds": 3, "temperature": 4.0}
+    assert {"torch", "numpy", "python"} <= set(record["provenance"]["versions"])
+    assert not list((tmp_path / "unfinished").glob("*/*/*/*"))
+
+
+def test_same_parameters_give_identical_records(tmp_path):
+    contents = []
+    for folder in ("first", "second"):
+        running = toy(tmp_path / folder)
+        running.run(accuracy, ["a", "b"])
+        running.finish([claim()], "made up")
+        record = study.read_record(study.record_path(tmp_path / folder, "foundations/kd", "quick"))
+        record["provenance"].pop("wall_seconds")
+        contents.append(json.dumps(record))
+    assert contents[0] == contents[1]
+
+
+def test_killed_study_resumes_where_it_stopped(tmp_path):
+    ran = []
+
+    def experiment(arm: str, seed: int) -> dict[str, float]:
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append((arm, seed))
+        return accuracy(arm, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path).run(experiment, ["a", "b"])
+    first = list(ran)
+    ran.clear()
+    results = toy(tmp_path).run(experiment, ["a", "b"])
+    assert len(first) == 4
+    assert len(ran) == 2
+    assert not set(first) & set(ran)
+    pd.testing.assert_frame_equal(results, toy(tmp_path / "afresh").run(accuracy, ["a", "b"]))
+
+
+def test_half_written_run_and_other_parameters_are_not_taken_for_finished(tmp_path):
+    ran = []
+
+    def experiment(arm: str, seed: int) -> dict[str, float]:
+        ran.append((arm, seed))
+        return accuracy(arm, seed)
+
+    toy(tmp_path).run(experiment, ["a"])
+    kept = sorted(tmp_path.rglob("unfinished/**/*.json"))
+    kept[0].write_text(kept[0].read_text()[:10])
+    toy(tmp_path).run(experiment, ["a"])
+    assert len(ran) == 4
+    toy(tmp_path, parameters={"temperature": 2.0}).run(experiment, ["a"])
+    assert len(ran) == 7
+
+
+def test_metric_that_is_not_finite_stops_and_names_arm_and_seed(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"accuracy of arm 'a', seed 0 is nan"):
+        toy(tmp_path).run(lambda arm, seed: {"accuracy": float("nan")}, ["a"])
+
+
+def finished_record(tmp_path) -> dict:
+    running = toy(tmp_path)
+    running.run(accuracy, ["a", "b"])
+    running.finish([claim()], "made up")
+    return study.read_record(study.record_path(tmp_path, "foundations/kd", "quick"))
+
+
+def test_truncated_and_foreign_records_are_named(tmp_path):
+    record = finished_record(tmp_path)
+    path = study.record_path(tmp_path, "foundations/kd", "quick")
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"kd.json is corrupt .* run its chapter again"):
+        study.read_record(path)
+    path.write_text(json.dumps(record | {"profile": "huge"}))
+    with pytest.raises(ValueError, match=r"does not fit the schema at profile"):
+        study.ledger([tmp_path])
+
+
+def test_failed_write_leaves_the_old_record_whole(tmp_path, monkeypatch):
+    record = finished_record(tmp_path)
+    path = study.record_path(tmp_path, "foundations/kd", "quick")
+    before = path.read_bytes()
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        study.write_record(record | {"seeds": [9]}, tmp_path)
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == ["kd.json"]
+
+
+def test_record_that_breaks_the_schema_is_not_written(tmp_path):
+    record = finished_record(tmp_path)
+    with pytest.raises(ValueError, match=r"the new record does not fit the schema at results/0/value"):
+        study.write_record(record | {"results": [{"arm": "a", "seed": 0, "metric": "m", "value": "high"}]}, tmp_path)
+
+
+def test_ledger_has_a_row_per_claim_and_later_folders_win(tmp_path):
+    record = finished_record(tmp_path / "new")
+    old = record | {"provenance": record["provenance"] | {"date": "2001-01-01"}}
+    records.write_record(old, tmp_path / "old")
+    records.write_record(old | {"profile": "cpu"}, tmp_path / "old")
+    table = study.ledger([tmp_path / "old", tmp_path / "new"])
+    assert table["profile"].tolist() == ["cpu", "quick"]
+    assert table["date"].iloc[0] == "2001-01-01" != table["date"].iloc[1]
+
+
+def test_imported_files_follow_the_static_graph():
+    files = {path.name for path in study.imported_files("%pip install x\nfrom kdcore.foundations.kd import soften")}
+    assert {"__init__.py", "kd.py", "checks.py"} == files
+    names = {str(path.relative_to(sources._PACKAGE)) for path in study.imported_files("from kdcore import training")}
+    assert "training/fit.py" in names
+    assert "data/arrays.py" in names
+    assert not any(name.startswith(("show", "study", "logits")) for name in names)
+
+
+def test_code_digest_changes_with_the_code_it_imports_only(tmp_path, monkeypatch):
+    package = tmp_path / "kdcore"
+    (package / "part").mkdir(parents=True)
+    for name, text in {
+        "__init__": "",
+        "part/__init__": "",
+        "part/a": "from kdcore.part import b",
+        "part/b": "",
+        "part/c": "",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    source = "from kdcore.part.a import x"
+    monkeypatch.setattr(sources, "_PACKAGE", package)
+    first = study.code_digest(source)
+    (package / "part" / "c.py").write_text("changed = 1")
+    assert study.code_digest(source) == first
+    (package / "part" / "b.py").write_text("changed = 1")
+    assert study.code_digest(source) != first
+
+
+def test_notebook_code_takes_cells_without_their_options():
+    tagged = "```{code-cell} ipython3\n:tags: [a]\n\nx = 1\n```\n"
+    plain = "\n```python\nno = 1\n```\n"
+    with_block = "```{code-cell}\n---\nk: v\n---\ny = 2\n```\n"
+    assert study.notebook_code(f"prose\n{tagged}{plain}{with_block}").split() == ["x", "=", "1", "y", "=", "2"]
