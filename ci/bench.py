@@ -1,0 +1,186 @@
+"""Measure speed as ratios within one run: our loop against hand-written ones, losses against plain distillation.
+
+    python ci/bench.py [--rounds 5]
+
+Each ratio is the median over rounds in which the two sides take turns, so that a busy machine slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdcore import data, models, training
+from kdcore.data import Arrays
+from kdcore.foundations.kd import KnowledgeDistillation
+
+_BATCH, _EPOCHS = 128, 3
+
+
+def images(name: str) -> Arrays:
+    """Digits, or as many MNIST-shaped images (28×28, labels and all) as keep a round short."""
+    digits = data.digits(1792 - 256)
+    if name == "digits":
+        return digits.train
+    return Arrays(inputs=F.interpolate(digits.train.inputs, (28, 28)), labels=digits.train.labels)
+
+
+def networks() -> tuple[nn.Module, nn.Module]:
+    with training.seeded(0):
+        return models.ConvNet(width=32, depth=3).requires_grad_(False).eval(), models.ConvNet(width=8, depth=3)
+
+
+def ours(rows: Arrays, teacher: nn.Module | None, student: nn.Module, augment=None) -> None:
+    """`fit`, with the teacher's logits from the batch, or from the teacher where one is given."""
+    learner = training.Distillation(student, KnowledgeDistillation(), teacher)
+    training.fit(learner, rows, training.Budget(epochs=_EPOCHS, batch_size=_BATCH), augment=augment)
+
+
+def bare(rows: Arrays, student: nn.Module) -> None:
+    """The least that such a loop can be: index, forward, backward, step."""
+    optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * (len(rows) // _BATCH))
+    loss, student = KnowledgeDistillation(), student.train()
+    for _ in range(_EPOCHS):
+        for index in torch.randperm(len(rows))[: len(rows) // _BATCH * _BATCH].split(_BATCH):
+            value = loss(student(rows.inputs[index]), rows.teacher_logits[index], rows.labels[index])
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            scheduler.step()
+
+
+class _Transformed(TensorDataset):
+    """Image by image, as torchvision's data sets do it."""
+
+    def __init__(self, rows: Arrays, augmented: bool) -> None:
+        from torchvision.transforms import v2
+
+        super().__init__((rows.inputs * 255).byte(), rows.labels)
+        crop = [v2.RandomCrop(rows.inputs.shape[-1], padding=1)] if augmented else []
+        self.transform = v2.Compose([v2.ToPILImage(), *crop, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, label = super().__getitem__(index)
+        return self.transform(image), label
+
+
+def usual(rows: Arrays, teacher: nn.Module, student: nn.Module, augmented: bool = False) -> None:
+    """The field's usual loop: DataLoader, transforms image by image, teacher in every step, a loss read per step."""
+    loader = DataLoader(_Transformed(rows, augmented), batch_size=_BATCH, shuffle=True, drop_last=True)
+    optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    student.train()
+    for _ in range(_EPOCHS):
+        for inputs, labels in loader:
+            with torch.no_grad():
+                teacher_logits = teacher(inputs)
+            logits = student(inputs)
+            soft = F.kl_div(F.log_softmax(logits / 4, 1), F.softmax(teacher_logits / 4, 1), reduction="batchmean") * 16
+            value = 0.9 * soft + 0.1 * F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            value.item()
+
+
+def ratio(first: Callable[[], None], second: Callable[[], None], rounds: int) -> float:
+    """Median over rounds of the time of `first` by that of `second`, after one round to warm up."""
+    ratios = []
+    for number in range(rounds + 1):
+        times = []
+        for side in (first, second):
+            began = time.perf_counter()
+            side()
+            times.append(time.perf_counter() - began)
+        if number:
+            ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
+
+
+def loops(rounds: int) -> None:
+    """Our loop against a bare one and against the usual one, on small and on MNIST-sized images."""
+    for name in ("digits", "mnist-shaped"):
+        rows, (teacher, student) = images(name), networks()
+        _compare_loops(name, rows, teacher, student, rounds)
+
+
+def _compare_loops(name: str, rows: Arrays, teacher: nn.Module, student: nn.Module, rounds: int) -> None:
+    cached, move = training.with_teacher(rows, teacher), data.shift(1)
+    gain = ratio(lambda: ours(cached, None, student), lambda: bare(cached, student), rounds)
+    print(f"{name:14s} {'our loop / bare loop':52s} {gain:5.2f}  (<= 1.05)", flush=True)
+    gain = ratio(lambda: usual(rows, teacher, student), lambda: ours(cached, None, student), rounds)
+    print(f"{name:14s} {'usual loop / ours, teacher cached':52s} {gain:5.2f}  (>= 3)", flush=True)
+    gain = ratio(lambda: usual(rows, teacher, student, True), lambda: ours(rows, teacher, student, move), rounds)
+    print(f"{name:14s} {'usual loop / ours, augmented, teacher in the loop':52s} {gain:5.2f}  (>= 1.3)", flush=True)
+
+
+def options(rounds: int) -> None:
+    """What was tried to make a step faster."""
+    rows = training.with_teacher(images("digits"), networks()[0])
+    _, student = networks()
+    last = rows.with_(inputs=rows.inputs.contiguous(memory_format=torch.channels_last))
+    in_last = networks()[1].to(memory_format=torch.channels_last)
+    gain = ratio(lambda: ours(rows, None, student), lambda: ours(last, None, in_last), rounds)
+    print(f"{'digits':14s} {'contiguous / channels-last':52s} {gain:5.2f}")
+    weights = [torch.randn(64, 64, requires_grad=True) for _ in range(20)]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    plain, fused = (torch.optim.SGD(weights, 0.1, momentum=0.9, fused=choice) for choice in (False, True))
+    gain = ratio(lambda: [plain.step() for _ in range(200)], lambda: [fused.step() for _ in range(200)], rounds)
+    print(f"{'optimiser':14s} {'plain SGD / fused SGD, step alone':52s} {gain:5.2f}")
+    print(f"{'digits':14s} {'5 seeds one by one / side by side (vmap)':52s} {side_by_side(rows, rounds):5.2f}")
+
+
+def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
+    """Forward and backward of an MLP for several seeds: a loop, against stacked weights under vmap."""
+    students = [models.MLP(64, (32,)) for _ in range(seeds)]
+    stacked, _ = torch.func.stack_module_state(students)
+    inputs, labels = rows.inputs[:_BATCH], rows.labels[:_BATCH]
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(students[0], weights, (inputs,)), labels)
+
+    gradient = torch.func.vmap(torch.func.grad(loss))
+
+    def one_by_one() -> None:
+        for _ in range(50):
+            for student in students:
+                F.cross_entropy(student(inputs), labels).backward()
+
+    return ratio(one_by_one, lambda: [gradient(stacked) for _ in range(50)], rounds)
+
+
+def import_time(rounds: int) -> None:
+    """Seconds that `import kdcore` and its first method add to `import torch`."""
+
+    def seconds(code: str) -> float:
+        program = f"import torch, time; began = time.perf_counter(); {code}; print(time.perf_counter() - began)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    value = statistics.median(seconds("import kdcore; from kdcore.foundations import kd") for _ in range(rounds))
+    print(f"{'import':14s} {'kdcore beyond torch, seconds':52s} {value:5.2f}  (<= 0.5)")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    import_time(rounds)
+    loops(rounds)
+    options(rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
