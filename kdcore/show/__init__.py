@@ -1,7 +1,7 @@
 """Figures, tables, sentences with numbers, and sliders, in one style."""
 
 from kdcore.show.figures import confusion_map, curves, embedding, image_grid, plane, scores, verdict_map, verdicts
-from kdcore.show.output import markdown_table, picture, say, source, table
+from kdcore.show.output import markdown_table, picture, say, signed, source, table
 from kdcore.show.reports import claims, recorded, summary
 from kdcore.show.slider import slider, slider_html
 from kdcore.show.style import VERDICT_COLOURS, figure, palette, use_style
@@ -21,6 +21,7 @@ __all__ = [
     "recorded",
     "say",
     "scores",
+    "signed",
     "slider",
     "slider_html",
     "source",

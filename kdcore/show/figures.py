@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from kdcore.show.output import signed
 from kdcore.show.style import VERDICT_COLOURS, figure
 from kdcore.study.claims import Verdict, paired_interval
 
@@ -115,7 +116,7 @@ def verdicts(judged: Sequence[Verdict]) -> Figure:
         colour = VERDICT_COLOURS[verdict.verdict]
         axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
         axes.scatter([mean], [place], color=colour, s=50, zorder=3)
-        text = f"{verdict.difference:+.3g}  {verdict.verdict}"
+        text = f"{signed(verdict.difference)}  {verdict.verdict}"
         axes.annotate(text, (1.05, place), color=colour, fontsize=9, va="center", annotation_clip=False)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(judged)), [verdict.claim.id.replace("_", " ") for verdict in judged])
@@ -136,7 +137,7 @@ def verdict_map(ledger: pd.DataFrame) -> Figure:
     for entry in ledger.itertuples():
         place = profiles.index(str(entry.profile)), rows.index(str(entry.row))
         axes.add_patch(_tile(place, VERDICT_COLOURS[str(entry.verdict)]))
-        axes.annotate(f"{entry.difference:+.2g}", place, ha="center", va="center", color="white", fontsize=8)
+        axes.annotate(signed(entry.difference), place, ha="center", va="center", color="white", fontsize=8)
     axes.set_xlim(-0.5, len(profiles) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xticks(range(len(profiles)), profiles)

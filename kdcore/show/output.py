@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-__all__ = ["encode", "markdown_table", "picture", "say", "source", "table"]
+__all__ = ["encode", "markdown_table", "picture", "say", "signed", "source", "table"]
 
 
 def _display(item: Any) -> None:
@@ -25,6 +25,16 @@ def say(text: str) -> None:
     from IPython.display import Markdown
 
     _display(Markdown(inspect.cleandoc(text)))
+
+
+def signed(value: float) -> str:
+    """Three significant digits with a sign; what is zero but for rounding is zero.
+
+    Example:
+        >>> signed(1.23456), signed(-5.7e-15)
+        ('+1.23', '+0')
+    """
+    return f"{round(value, 9) + 0.0:+.3g}"
 
 
 def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:

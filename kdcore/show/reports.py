@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdcore.show.output import say, table
+from kdcore.show.output import say, signed, table
 from kdcore.sources import repository_root
 from kdcore.study.claims import Verdict, paired_interval
 from kdcore.study.records import read_record, record_path
@@ -43,7 +43,7 @@ def claims(judged: Sequence[Verdict]) -> None:
             "paper": f"{verdict.claim.paper} ({verdict.claim.source})",
             "compared": f"{verdict.claim.better} against {verdict.claim.than}, {verdict.claim.metric}, "
             f"{verdict.claim.direction} is better",
-            "difference [95 % interval]": f"{verdict.difference:+.3g} [{verdict.low:+.3g}, {verdict.high:+.3g}]",
+            "difference [95 % interval]": _interval(verdict.difference, verdict.low, verdict.high),
             "seeds": verdict.pairs,
             "verdict": f"**{verdict.verdict}**",
         }
@@ -81,9 +81,13 @@ def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
     rows = [
         {
             "claim": claim["statement"],
-            "difference [95 % interval]": f"{claim['difference']:+.3g} [{claim['low']:+.3g}, {claim['high']:+.3g}]",
+            "difference [95 % interval]": _interval(claim["difference"], claim["low"], claim["high"]),
             "verdict": f"**{claim['verdict']}**",
         }
         for claim in record["claims"]
     ]
     table(pd.DataFrame(rows))
+
+
+def _interval(difference: float, low: float, high: float) -> str:
+    return f"{signed(difference)} [{signed(low)}, {signed(high)}]"
