@@ -21,7 +21,7 @@ from kdcore.sources import code_digest, notebook_code, repository_root
 from kdcore.study.claims import Claim, Verdict, judge
 from kdcore.study.provenance import hardware, versions
 from kdcore.study.records import write_record
-from kdcore.training.seeding import deterministic, pick_device
+from kdcore.training.seeding import deterministic, pick_device, seeded
 
 __all__ = ["PROFILES", "Study", "by_profile"]
 
@@ -169,7 +169,8 @@ class Study:
         except (OSError, ValueError, KeyError):  # not run yet, or cut short while being written
             pass
         began = time.perf_counter()
-        metrics = {metric: float(value) for metric, value in experiment(arm, seed).items()}
+        with seeded(seed):  # whatever a chapter forgets to seed depends on the seed alone all the same
+            metrics = {metric: float(value) for metric, value in experiment(arm, seed).items()}
         seconds = time.perf_counter() - began
         for metric, value in metrics.items():
             if not math.isfinite(value):

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -133,6 +134,17 @@ def test_killed_study_resumes_where_it_stopped(tmp_path):
     assert len(ran) == 2
     assert not set(first) & set(ran)
     pd.testing.assert_frame_equal(results, toy(tmp_path / "afresh").run(accuracy, ["a", "b"]))
+
+
+def test_unseeded_randomness_depends_on_the_seed_alone(tmp_path):
+    def experiment(arm: str, seed: int) -> dict[str, float]:
+        return {"accuracy": float(torch.rand(()))}
+
+    torch.manual_seed(1)
+    first = toy(tmp_path / "first").run(experiment, ["a", "b"])
+    torch.manual_seed(2)
+    pd.testing.assert_frame_equal(first, toy(tmp_path / "second").run(experiment, ["a", "b"]))
+    assert first["value"].nunique() == 3
 
 
 def test_half_written_run_and_other_parameters_are_not_taken_for_finished(tmp_path):
