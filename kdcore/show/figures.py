@@ -64,7 +64,7 @@ def curves(
     labels: tuple[str, str] | None = None,
     axes: Axes | None = None,
 ) -> Figure:
-    """Mean over seeds against `x`, one line per arm, the 95 % interval as a band, the arm's name at the line's end.
+    """Mean over seeds against `x`, one line per arm, with its name; from 3 seeds on, the 95 % interval as a band.
 
     Args:
         frame: columns `by`, `x`, `y`, and one row per seed.
@@ -81,7 +81,7 @@ def curves(
         grouped = frame[frame[by] == arm].groupby(x)[y]
         middle = grouped.mean()
         axes.plot(middle.index, middle, color=colour, marker="o" if len(middle) < 15 else None, markersize=4)
-        if (grouped.count() > 1).all():
+        if (grouped.count() > 2).all():
             ends_of_band = [paired_interval(values.to_numpy())[1:] for _, values in grouped]
             axes.fill_between(middle.index, *np.array(ends_of_band).T, color=colour, alpha=0.15, linewidth=0)
         ends.append((arm, colour, float(middle.index[-1]), float(middle.iloc[-1])))
