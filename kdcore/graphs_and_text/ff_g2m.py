@@ -444,7 +444,7 @@ def low_frequency_cosine(student_logits: Tensor, teacher_logits: Tensor, edges: 
 
 
 def high_frequency_distance(student_logits: Tensor, teacher_logits: Tensor, edges: Tensor) -> Tensor:
-    r"""How far the student's differences along edges are from the teacher's: mean of ‖|Δz^s| − |Δz^t|‖ over edges.
+    r"""How far the student's differences along edges are from the teacher's: mean length of the gap over edges.
 
     Euclidean norm over classes of what equation (4) compares, before softmax and temperature. A constant added to
     one node's logits changes nothing in its prediction but would change differences, so each node's mean over
