@@ -161,6 +161,14 @@ def test_page_names_no_path_of_the_machine_that_built_it(path):
     assert str(ROOT) not in (SITE / path).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("path", PAGES)
+def test_tables_are_rendered(path):
+    page = (SITE / path).read_text(encoding="utf-8")
+    assert "<p>| " not in page
+    if path in CHAPTERS:
+        assert page.count("<table") >= 3
+
+
 @pytest.mark.parametrize("path", CHAPTERS)
 def test_chapter_stays_small(path):
     assert (SITE / path).stat().st_size < 3_000_000
