@@ -98,7 +98,9 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         content["metadata"]["kdcore"] = {"page": name, "seconds": round(seconds, 1)}
         content["metadata"].pop("papermill", None)  # absolute paths
         for cell in content["cells"]:
-            cell["metadata"].pop("papermill", None)
+            duration = cell["metadata"].pop("papermill", {}).get("duration")
+            if duration:
+                cell["metadata"]["kdcore"] = {"seconds": round(duration, 2)}
             cell["metadata"].pop("execution", None)
             if "injected-parameters" in cell["metadata"].get("tags", []):
                 cell["metadata"]["tags"].append("remove-cell")  # where a build keeps its records interests no reader
@@ -117,6 +119,14 @@ def _failed_cell(path: Path) -> int:
         if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
             break
     return number
+
+
+def _slowest_cells(path: Path, most: int = 8) -> list[tuple[float, str]]:
+    """Seconds and first line of the cells that took longest, and at least a second each."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    timed = [(cell["metadata"].get("kdcore", {}).get("seconds", 0.0), "".join(cell["source"])) for cell in cells]
+    slow = sorted((pair for pair in timed if pair[0] >= 1), reverse=True)[:most]
+    return [(seconds, source.strip().splitlines()[0][:80]) for seconds, source in slow]
 
 
 def _parse(pairs: list[str]) -> dict[str, Any]:
@@ -155,6 +165,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{name}: {seconds:.0f} s, {output}")
+    for share, line in _slowest_cells(output):
+        print(f"  {share:6.1f} s  {line}")
     return 0
 
 

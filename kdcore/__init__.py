@@ -9,7 +9,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_GROUND_FLOOR = ("checks", "data", "metrics", "models", "show", "sources", "study", "training")
+_GROUND_FLOOR = ("checks", "data", "metrics", "models", "precision", "show", "sources", "study", "training")
 
 PARTS = tuple(sorted({path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")} - {*_GROUND_FLOOR}))
 """Packages that hold one file per paper; every other submodule is ground floor."""

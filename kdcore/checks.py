@@ -19,8 +19,11 @@ __all__ = [
     "check_fraction",
     "check_labels",
     "check_logits",
+    "check_maps",
+    "check_not_negative",
     "check_positive",
     "check_same_shape",
+    "readable",
 ]
 
 
@@ -40,6 +43,13 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise `ValueError` unless every value is a finite number of at least zero."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
 
 
 def check_fraction(**values: float) -> None:
@@ -62,21 +72,53 @@ def check_same_shape(**tensors: Tensor) -> None:
 def check_finite(**tensors: Tensor) -> None:
     """Raise `ValueError` if a tensor holds NaN or infinity."""
     for name, tensor in tensors.items():
-        if _readable(tensor) and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"{name} must be finite, got {int((~torch.isfinite(tensor)).sum())} NaN or infinite values."
-            )
+        # A finite sum has finite summands, at a fifth of the cost of isfinite; a sum may overflow, so look again.
+        if not readable(tensor) or math.isfinite(tensor.detach().sum().item()):
+            continue
+        wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong:
+            raise ValueError(f"{name} must be finite, got {wrong} NaN or infinite values.")
 
 
 def check_logits(**logits: Tensor) -> None:
-    """Raise `ValueError` unless all tensors are finite logits of one shape (B, C) with C ≥ 2."""
+    """Raise `ValueError` unless all tensors are finite logits of one shape (B, C) with C ≥ 2 and at least one row."""
     for name, tensor in logits.items():
-        if tensor.ndim != 2 or tensor.shape[1] < 2:
-            raise ValueError(f"{name} must have shape (B, C) with C >= 2, got {tuple(tensor.shape)}.")
+        if tensor.ndim != 2 or tensor.shape[0] < 1 or tensor.shape[1] < 2:
+            raise ValueError(
+                f"{name} must have shape (B, C) with C >= 2 and at least one row, got {tuple(tensor.shape)}."
+            )
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}.")
     check_same_shape(**logits)
     check_finite(**logits)
+
+
+def check_maps(**maps: Tensor) -> None:
+    """Raise `ValueError` unless all are finite maps (B, C, H, W) of one batch size and number of channels.
+
+    Heights and widths may differ; no size may be 0.
+
+    Example:
+        >>> import torch
+        >>> check_maps(student_map=torch.zeros(2, 4, 8, 8), teacher_map=torch.zeros(2, 16, 8, 8))
+        Traceback (most recent call last):
+        ValueError: teacher_map must have the batch size and channels of student_map, (2, 4), got (2, 16).
+    """
+    for name, features in maps.items():
+        if features.ndim != 4 or features.numel() == 0:
+            raise ValueError(
+                f"{name} must have shape (B, C, H, W) with at least one pixel, got {tuple(features.shape)}."
+            )
+        if not features.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {features.dtype}.")
+    (first, reference), *others = maps.items()
+    for name, features in others:
+        if features.shape[:2] != reference.shape[:2]:
+            raise ValueError(
+                f"{name} must have the batch size and channels of {first}, {tuple(reference.shape[:2])}, "
+                f"got {tuple(features.shape[:2])}."
+            )
+    check_finite(**maps)
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
@@ -85,14 +127,14 @@ def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels")
         raise ValueError(f"{name} must have shape ({batch},), got {tuple(labels.shape)}.")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must be integer class numbers, got {labels.dtype}.")
-    if _readable(labels) and batch and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+    if readable(labels) and batch and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise ValueError(
             f"{name} must lie in [0, {classes}), got values from {int(labels.min())} to {int(labels.max())}."
         )
 
 
-def _readable(tensor: Tensor) -> bool:
-    """Whether a value of `tensor` may be read without stalling a device or breaking a transform."""
+def readable(tensor: Tensor) -> bool:
+    """Whether values of `tensor` may be read without stalling a device or breaking a transform."""
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()

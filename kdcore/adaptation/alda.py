@@ -65,6 +65,7 @@ from torch.nn import functional as F
 from kdcore.checks import check_choice, check_fraction, check_labels, check_logits, check_positive
 from kdcore.foundations.reversal import Discriminator, forward_domains, linear_classifier, ramp, reverse_gradient
 from kdcore.foundations.self_training import PseudoLabels, check_threshold, pseudo_labels
+from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
 
 __all__ = [
@@ -102,7 +103,7 @@ def confusion_matrix(scores: Tensor) -> Tensor:
     """
     check_logits(scores=scores)
     classes = scores.shape[1]
-    right = _at_least_float32(scores).sigmoid().unsqueeze(1)
+    right = at_least_float32(scores).sigmoid().unsqueeze(1)
     diagonal = torch.eye(classes, dtype=torch.bool, device=scores.device)
     return torch.where(diagonal, right, (1 - right) / (classes - 1))
 
@@ -127,7 +128,7 @@ def corrected_labels(scores: Tensor, labels: Tensor) -> Tensor:
     """
     check_logits(scores=scores)
     check_labels(labels, *scores.shape)
-    right = _at_least_float32(scores).gather(1, labels[:, None]).sigmoid()
+    right = at_least_float32(scores).gather(1, labels[:, None]).sigmoid()
     others = (1 - right) / (scores.shape[1] - 1)
     return others.expand_as(scores).scatter(1, labels[:, None], right)
 
@@ -157,7 +158,7 @@ def correction_error(scores: Tensor, labels: Tensor, agreement: Tensor) -> Tenso
     if agreement.shape != labels.shape:
         raise ValueError(f"agreement must have shape {tuple(labels.shape)}, got {tuple(agreement.shape)}.")
     classes = scores.shape[1]
-    score = _at_least_float32(scores).gather(1, labels[:, None]).squeeze(1)
+    score = at_least_float32(scores).gather(1, labels[:, None]).squeeze(1)
     log_right, log_wrong = F.logsigmoid(score), F.logsigmoid(-score)
     # log(C − 2 + σ(s)) as a sum of exponentials: for C = 2 it is log σ(s), which must not go through σ(s) = 0.
     log_rest = math.log(classes - 2) if classes > 2 else -math.inf
@@ -211,7 +212,7 @@ def adversarial_loss(
     check_labels(source_pseudo, batch, classes, "source_pseudo")
     check_labels(target_pseudo, len(target_scores), classes, "target_pseudo")
     _check_keep(keep, target_scores)
-    source_scores, target_scores = _at_least_float32(source_scores), _at_least_float32(target_scores)
+    source_scores, target_scores = at_least_float32(source_scores), at_least_float32(target_scores)
     right = (source_pseudo == source_labels).to(source_scores.dtype)
     accepted = 0.0 if target_vector == "opposite" else 1 / classes
     source = correction_error(source_scores, source_pseudo, right)
@@ -241,7 +242,7 @@ def regulariser_loss(source_scores: Tensor, source_labels: Tensor) -> Tensor:
     check_logits(source_scores=source_scores)
     batch, classes = source_scores.shape
     check_labels(source_labels, batch, classes, "source_labels")
-    return F.cross_entropy(_at_least_float32(source_scores), source_labels)
+    return F.cross_entropy(at_least_float32(source_scores), source_labels)
 
 
 def corrected_target_loss(
@@ -277,7 +278,7 @@ def corrected_target_loss(
     check_labels(target_pseudo, batch, classes, "target_pseudo")
     _check_keep(keep, target_scores)
     corrected = corrected_labels(target_scores.detach(), target_pseudo)
-    agreement = (corrected * _at_least_float32(target_logits).softmax(dim=1)).sum(dim=1)
+    agreement = (corrected * at_least_float32(target_logits).softmax(dim=1)).sum(dim=1)
     rows = 1 - agreement if reduction == "paper" else -agreement / classes
     return (rows * keep).sum() / keep.sum().clamp(min=1)
 
@@ -426,11 +427,6 @@ class ALDA(Learner):
         trust = self.discriminator(features).gather(1, labels[:, None]).squeeze(1).sigmoid()
         self.train(was_training)
         return NoiseScores(labels, confidence, trust)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision, as autocast gives it, is too coarse for ξ near 0 and 1."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _check_keep(keep: Tensor, target_scores: Tensor) -> None:

@@ -67,7 +67,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.checks import _readable, check_choice, check_finite, check_fraction, check_labels, check_same_shape
+from kdcore.checks import (
+    check_choice,
+    check_fraction,
+    check_labels,
+    check_maps,
+    check_not_negative,
+    check_same_shape,
+    readable,
+)
+from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
 
 __all__ = [
@@ -155,7 +164,7 @@ def binary_gradients(probability: Tensor) -> tuple[Tensor, Tensor]:
         >>> entropy / squares
         tensor([2.0273, 4.6889])
     """
-    if _readable(probability) and not bool(((probability > 0) & (probability < 1)).all()):
+    if readable(probability) and not bool(((probability > 0) & (probability < 1)).all()):
         raise ValueError("probability must lie in (0, 1) everywhere, got values outside.")
     slope = probability * (1 - probability)
     return -slope * probability.logit(), slope * (1 - 2 * probability)
@@ -416,7 +425,7 @@ class SegmentationAdaptation(Learner):
         check_choice("target_loss", target_loss, ("none", "entropy", "maxsquare", "image_weighted", "pseudo_labels"))
         check_choice("weight_by", weight_by, ("pixel", "class"))
         check_fraction(alpha=alpha, threshold=threshold)
-        _check_not_negative(target_weight=target_weight, auxiliary_weight=auxiliary_weight)
+        check_not_negative(target_weight=target_weight, auxiliary_weight=auxiliary_weight)
         if multi_level and not callable(getattr(model, "heads", None)):
             raise ValueError(f"model must offer heads(inputs) with multi_level=True, got {type(model).__name__}.")
         self.model = model
@@ -464,8 +473,7 @@ def _class_weights(probabilities: Tensor, predicted: Tensor, alpha: float) -> Te
     """Equation (5), given the predicted classes (B, H, W)."""
     classes = torch.arange(probabilities.shape[1], device=predicted.device)
     # Half precision cannot hold the number of pixels of a street scene.
-    dtype = torch.promote_types(probabilities.dtype, torch.float32)
-    counts = (predicted[:, None] == classes[:, None, None]).sum(dim=(2, 3)).to(dtype)
+    counts = (predicted[:, None] == classes[:, None, None]).sum(dim=(2, 3)).to(at_least_float32(probabilities).dtype)
     return 1 / (counts**alpha * predicted[0].numel() ** (1 - alpha)).clamp(min=1)
 
 
@@ -480,22 +488,18 @@ def _images_times_classes(maps: Tensor) -> int:
 
 def _check_maps(**maps: Tensor) -> None:
     """Raise `ValueError` unless all tensors are finite, floating point and of one shape (B, C, H, W), C ≥ 2."""
-    for name, tensor in maps.items():
-        if tensor.ndim != 4 or tensor.shape[1] < 2 or tensor.numel() == 0:
-            raise ValueError(
-                f"{name} must have shape (B, C, H, W) with C >= 2 and at least one pixel, got {tuple(tensor.shape)}."
-            )
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {tensor.dtype}.")
     check_same_shape(**maps)
-    check_finite(**maps)
+    check_maps(**maps)
+    for name, tensor in maps.items():
+        if tensor.shape[1] < 2:
+            raise ValueError(f"{name} must have shape (B, C, H, W) with C >= 2, got {tuple(tensor.shape)}.")
 
 
 def _check_probabilities(**maps: Tensor) -> None:
     """Raise `ValueError` unless `_check_maps` passes and the classes of every pixel are probabilities."""
     _check_maps(**maps)
     for name, tensor in maps.items():
-        if not _readable(tensor):
+        if not readable(tensor):
             continue
         tolerance = max(1e-4, 4 * torch.finfo(tensor.dtype).eps)
         values = tensor.detach()
@@ -505,9 +509,3 @@ def _check_probabilities(**maps: Tensor) -> None:
                 f"{name} must be at least 0 and sum to 1 over classes (a softmax over dim 1), "
                 f"got values from {lowest:.4g} and sums off by up to {error:.4g}."
             )
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")

@@ -46,7 +46,6 @@ and the default stages are choices made here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -54,10 +53,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdcore.checks import check_choice, check_labels, check_logits, check_positive
-from kdcore.foundations.hints import build_connectors, check_maps
+from kdcore.checks import (
+    check_choice,
+    check_labels,
+    check_logits,
+    check_maps,
+    check_not_negative,
+    check_positive,
+)
+from kdcore.foundations.hints import build_connectors
 from kdcore.foundations.kd import distillation_loss
 from kdcore.models.staged import StagedNetwork
+from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
 
 __all__ = [
@@ -215,7 +222,7 @@ def adaptive_instance_norm(student_map: Tensor, teacher_map: Tensor, inject: Inj
     """
     check_choice("inject", inject, ("both", "mean", "std"))
     check_maps(student_map=student_map, teacher_map=teacher_map)
-    fixed = _at_least_float32(teacher_map.detach())
+    fixed = at_least_float32(teacher_map.detach())
     mean = _mean(fixed)
     centred = fixed - mean[:, :, None, None]
     if inject != "mean":
@@ -309,9 +316,7 @@ class AdaINDistillation(Learner):
         relu_after: bool = False,
     ) -> None:
         super().__init__()
-        for name, weight in {"statistics_weight": statistics_weight, "evaluation_weight": evaluation_weight}.items():
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {weight!r}.")
+        check_not_negative(statistics_weight=statistics_weight, evaluation_weight=evaluation_weight)
         check_choice("output_distance", output_distance, ("mse", "kl", "ce"))
         check_choice("inject", inject, ("both", "mean", "std"))
         check_positive(temperature=temperature)
@@ -380,16 +385,12 @@ def _cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _mean(features: Tensor) -> Tensor:
-    return _at_least_float32(features).mean(dim=(2, 3))
+    return at_least_float32(features).mean(dim=(2, 3))
 
 
 def _std(features: Tensor) -> Tensor:
     if features.shape[2:].numel() < 2:
         raise ValueError(f"a map must have at least two pixels for a deviation, got {tuple(features.shape)}.")
-    features = _at_least_float32(features)
+    features = at_least_float32(features)
     centred = features - features.mean(dim=(2, 3), keepdim=True)
     return (centred.square().mean(dim=(2, 3)) + EPSILON).sqrt()  # almost three times as fast as var() on a CPU
-
-
-def _at_least_float32(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -28,7 +28,6 @@ the average pooling is a choice made here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +35,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdcore.checks import check_finite, check_labels, check_positive
+from kdcore.checks import check_labels, check_maps, check_not_negative, check_positive
 from kdcore.models.staged import StagedNetwork
 from kdcore.training.learners import Learner
 
-__all__ = ["Connector", "HintDistillation", "build_connectors", "check_maps", "hint_loss"]
+__all__ = ["Connector", "HintDistillation", "build_connectors", "hint_loss"]
 
 
 class Connector(nn.Sequential):
@@ -104,32 +103,6 @@ def build_connectors(
             raise ValueError(f"stages must name at least one stage and none twice, got {tuple(stages)}.")
     pairs = [(student.widths[stage], teacher.widths[stage]) for stage in stages]
     return nn.ModuleList(nn.Identity() if a == b else Connector(a, b, batch_norm_relu) for a, b in pairs)
-
-
-def check_maps(**maps: Tensor) -> None:
-    """Raise `ValueError` unless all are finite maps (B, C, H, W) of one batch size and number of channels.
-
-    Heights and widths may differ; no size may be 0.
-
-    Example:
-        >>> import torch
-        >>> check_maps(student_map=torch.zeros(2, 4, 8, 8), teacher_map=torch.zeros(2, 16, 8, 8))
-        Traceback (most recent call last):
-        ValueError: teacher_map must have the batch size and channels of student_map, (2, 4), got (2, 16).
-    """
-    for name, features in maps.items():
-        if features.ndim != 4 or features.numel() == 0:
-            raise ValueError(f"{name} must have shape (B, C, H, W) without a 0, got {tuple(features.shape)}.")
-        if not features.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {features.dtype}.")
-    (first, reference), *others = maps.items()
-    for name, features in others:
-        if features.shape[:2] != reference.shape[:2]:
-            raise ValueError(
-                f"{name} must have the batch size and channels of {first}, {tuple(reference.shape[:2])}, "
-                f"got {tuple(features.shape[:2])}."
-            )
-    check_finite(**maps)
 
 
 def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -196,8 +169,7 @@ class HintDistillation(Learner):
         batch_norm_relu: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight must be a number of at least 0, got {weight!r}.")
+        check_not_negative(weight=weight)
         self.model = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.connectors = build_connectors(student, teacher, stages, batch_norm_relu)

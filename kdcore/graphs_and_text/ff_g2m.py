@@ -60,13 +60,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcore.checks import (
-    _readable,
     check_choice,
     check_finite,
     check_fraction,
     check_labels,
     check_logits,
     check_positive,
+    readable,
 )
 from kdcore.data.arrays import Arrays
 from kdcore.data.graphs import GraphData
@@ -718,20 +718,20 @@ def _check_edges(edges: Tensor, nodes: int, name: str = "edges", may_be_empty: b
         raise ValueError(f"{name} must be int64 of shape (2, E), got {edges.dtype} {tuple(edges.shape)}.")
     if edges.shape[1] == 0 and not may_be_empty:
         raise ValueError(f"{name} must hold at least one edge, got none.")
-    if edges.shape[1] and _readable(edges) and (int(edges.min()) < 0 or int(edges.max()) >= nodes):
+    if edges.shape[1] and readable(edges) and (int(edges.min()) < 0 or int(edges.max()) >= nodes):
         raise ValueError(
             f"{name} must lie in [0, {nodes}), got node numbers from {int(edges.min())} to {int(edges.max())}."
         )
 
 
 def _check_no_loops(edges: Tensor) -> None:
-    if _readable(edges) and bool((edges[0] == edges[1]).any()):
+    if readable(edges) and bool((edges[0] == edges[1]).any()):
         raise ValueError(f"edges must not hold self loops, got {int((edges[0] == edges[1]).sum())}.")
 
 
 def _check_all_loops(edges: Tensor, nodes: int) -> None:
     """Raise `ValueError` unless every node has exactly one self loop."""
-    if not _readable(edges):
+    if not readable(edges):
         return
     loops = torch.bincount(edges[0][edges[0] == edges[1]], minlength=nodes)
     if bool((loops != 1).any()):
@@ -743,7 +743,7 @@ def _check_all_loops(edges: Tensor, nodes: int) -> None:
 
 def _check_symmetric(edges: Tensor, nodes: int, name: str = "edges") -> None:
     """Raise `ValueError` unless every edge occurs as often in one direction as in the other."""
-    if not _readable(edges):
+    if not readable(edges):
         return
     forward, backward = edges[0] * nodes + edges[1], edges[1] * nodes + edges[0]
     if not torch.equal(forward.sort().values, backward.sort().values):

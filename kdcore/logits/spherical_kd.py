@@ -55,12 +55,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcore.checks import check_choice, check_fraction, check_labels, check_logits, check_positive
 from kdcore.foundations.kd import distillation_loss
+from kdcore.precision import at_least_float32
 
 __all__ = ["SphericalDistillation", "cross_entropy_floor", "match_teacher_std", "measure_multiplier", "normalise"]
 
@@ -112,8 +112,8 @@ def match_teacher_std(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         tensor([[4., 0.]])
     """
     check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    student = _at_least_float32(student_logits)
-    teacher_std = _at_least_float32(teacher_logits.detach()).std(dim=1, keepdim=True)
+    student = at_least_float32(student_logits)
+    teacher_std = at_least_float32(teacher_logits.detach()).std(dim=1, keepdim=True)
     # The floor also keeps the gradient finite: the derivative of a square root at 0 is not.
     student_std = student.var(dim=1, keepdim=True).clamp(min=_VARIANCE_FLOOR).sqrt()
     return student * (teacher_std / student_std)
@@ -139,7 +139,7 @@ def measure_multiplier(teacher_logits: Tensor) -> float:
         2.0
     """
     check_logits(teacher_logits=teacher_logits)
-    logits = _at_least_float32(teacher_logits.detach())
+    logits = at_least_float32(teacher_logits.detach())
     centred = logits - logits.mean(dim=1, keepdim=True)
     multiplier = float(centred.square().mean(dim=1).sqrt().mean())
     if not multiplier > 0:
@@ -222,20 +222,16 @@ class SphericalDistillation(nn.Module):
         check_labels(labels, *student_logits.shape)
         student, teacher = self._rescale(student_logits, teacher_logits.detach())
         soft = distillation_loss(student, teacher, self.temperature)
-        hard = F.cross_entropy(student if self.normalise_labels_term else _at_least_float32(student_logits), labels)
+        hard = F.cross_entropy(student if self.normalise_labels_term else at_least_float32(student_logits), labels)
         return self.alpha * soft + (1 - self.alpha) * hard
 
     def _rescale(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Both networks' logits as the softmax sees them."""
         if self.variant == "teacher_std":
-            return match_teacher_std(student_logits, teacher_logits), _at_least_float32(teacher_logits)
+            return match_teacher_std(student_logits, teacher_logits), at_least_float32(teacher_logits)
         return _on_sphere(student_logits, self.multiplier), _on_sphere(teacher_logits, self.multiplier)
 
 
 def _on_sphere(logits: Tensor, multiplier: float) -> Tensor:
-    return multiplier * F.layer_norm(_at_least_float32(logits), logits.shape[1:], eps=_VARIANCE_FLOOR)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    """A square overflows float16 from 256 on, and bfloat16 has too few digits for a difference from the mean."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    # A square overflows float16 from 256 on, and bfloat16 has too few digits for a difference from the mean.
+    return multiplier * F.layer_norm(at_least_float32(logits), logits.shape[1:], eps=_VARIANCE_FLOOR)

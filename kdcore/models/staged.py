@@ -53,5 +53,11 @@ class StagedNetwork(nn.Module):
         return maps, self.classifier(self.pool(features))
 
     def tail(self, stage: int) -> Callable[[Tensor], Tensor]:
-        """The rest of the network after stage number `stage` (from 0, negative from the end): map to logits (B, C)."""
+        """The rest of the network after stage number `stage` (from 0, negative from the end): map to logits (B, C).
+
+        Raises:
+            ValueError: the network has no such stage.
+        """
+        if not -len(self.stages) <= stage < len(self.stages):
+            raise ValueError(f"stage must lie in [{-len(self.stages)}, {len(self.stages)}), got {stage}.")
         return nn.Sequential(*self.stages[range(len(self.stages))[stage] + 1 :], self.pool, self.classifier)

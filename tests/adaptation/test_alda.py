@@ -148,12 +148,12 @@ def test_two_classes_give_the_binary_channel_and_the_opposite_flips_the_pseudo_l
     torch.testing.assert_close(
         confusion_matrix(scores)[0], torch.stack([torch.stack([first, 1 - second]), torch.stack([1 - first, second])])
     )
-    kept, none = torch.tensor([True]), torch.empty(0, dtype=torch.long)
+    kept, sure, zero = torch.tensor([True]), torch.tensor([[60.0, -60.0]], dtype=torch.float64), torch.tensor([0])
     for pseudo in (0, 1):
         label = torch.tensor([pseudo])
-        as_target = adversarial_loss(scores[:0], scores, none, label, none, kept)
+        beside_a_sure_source = adversarial_loss(sure, scores, zero, label, zero, kept)  # the mean of 0 and the target's
         as_source = adversarial_loss(scores, scores, label, label, 1 - label, ~kept)
-        torch.testing.assert_close(as_target, as_source)
+        torch.testing.assert_close(2 * beside_a_sure_source, as_source)
 
 
 # The adversarial loss

@@ -553,8 +553,8 @@ OF_LOGITS = [entropy_loss, image_weighted_entropy, lambda z: confident_gradient_
 @pytest.mark.parametrize(
     ("maps", "message"),
     [
-        (GOOD[0], r"must have shape \(B, C, H, W\) with C >= 2"),
-        (torch.ones(2, 1, 4, 4), r"with C >= 2 and at least one pixel, got \(2, 1, 4, 4\)"),
+        (GOOD[0], r"must have shape \(B, C, H, W\) with at least one pixel"),
+        (torch.ones(2, 1, 4, 4), r"with C >= 2, got \(2, 1, 4, 4\)"),
         (torch.ones(2, 3, 0, 4), "at least one pixel"),
         (torch.ones(0, 3, 4, 4), "at least one pixel"),
         (torch.ones(2, 3, 4, 4, dtype=torch.long), "must be floating point, got torch.int64"),

@@ -238,7 +238,10 @@ def test_teacher_logits_are_a_constant(output_distance):
 @pytest.mark.parametrize(
     ("student_map", "message"),
     [
-        (torch.zeros(2, 3, 16), r"student_map must have shape \(B, C, H, W\) without a 0, got \(2, 3, 16\)"),
+        (
+            torch.zeros(2, 3, 16),
+            r"student_map must have shape \(B, C, H, W\) with at least one pixel, got \(2, 3, 16\)",
+        ),
         (torch.zeros(2, 3, 4, 0), r"student_map must have shape .* got \(2, 3, 4, 0\)"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.long), "student_map must be floating point, got torch.int64"),
         (torch.zeros(1, 3, 4, 4), r"teacher_map must have the batch size and channels of student_map, \(1, 3\)"),

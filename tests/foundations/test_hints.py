@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from kdcore.checks import check_maps
 from kdcore.data import Arrays
-from kdcore.foundations.hints import Connector, HintDistillation, build_connectors, check_maps, hint_loss
+from kdcore.foundations.hints import Connector, HintDistillation, build_connectors, hint_loss
 from kdcore.models import ConvNet
 from kdcore.training import Budget, Supervised, fit, predict, seeded
 
@@ -61,7 +62,7 @@ def test_different_sizes_meet_at_the_smaller_of_each_axis():
 @pytest.mark.parametrize(
     ("student_map", "message"),
     [
-        (torch.zeros(2, 3, 4), r"student_map must have shape \(B, C, H, W\) without a 0, got \(2, 3, 4\)"),
+        (torch.zeros(2, 3, 4), r"student_map must have shape \(B, C, H, W\) with at least one pixel, got \(2, 3, 4\)"),
         (torch.zeros(2, 3, 0, 4), r"student_map must have shape .* got \(2, 3, 0, 4\)"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.long), "student_map must be floating point, got torch.int64"),
         (torch.zeros(1, 3, 4, 4), r"teacher_map must have the batch size and channels of student_map, \(1, 3\)"),
