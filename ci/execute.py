@@ -9,6 +9,7 @@ import argparse
 import ast
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -121,6 +122,12 @@ def _failed_cell(path: Path) -> int:
     return number
 
 
+def _cpu_seconds() -> float:
+    """What the kernel computed; on a busy machine the wall clock says more about the neighbours."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _slowest_cells(path: Path, most: int = 8) -> list[tuple[float, str]]:
     """Seconds and first line of the cells that took longest, and at least a second each."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -164,7 +171,7 @@ def main() -> int:
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{name}: {seconds:.0f} s, {output}")
+    print(f"{name}: {seconds:.0f} s ({_cpu_seconds():.0f} s of CPU time), {output}")
     for share, line in _slowest_cells(output):
         print(f"  {share:6.1f} s  {line}")
     return 0

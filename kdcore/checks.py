@@ -28,7 +28,13 @@ __all__ = [
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """Return `value` if it is one of `choices`; else raise `ValueError` with the nearest valid name."""
+    """Return `value` if it is one of `choices`; else raise `ValueError` with the nearest valid name.
+
+    Example:
+        >>> check_choice("profile", "cup", ("quick", "cpu", "gpu"))
+        Traceback (most recent call last):
+        ValueError: profile must be one of 'quick', 'cpu', 'gpu', got 'cup'. Did you mean 'cpu'?
+    """
     if value in choices:
         return value
     from difflib import get_close_matches
@@ -39,28 +45,52 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 
 def check_positive(**values: float) -> None:
-    """Raise `ValueError` unless every value is a finite number above zero."""
+    """Raise `ValueError` unless every value is a finite number above zero.
+
+    Example:
+        >>> check_positive(temperature=0.0)
+        Traceback (most recent call last):
+        ValueError: temperature must be a positive number, got 0.0.
+    """
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value!r}.")
 
 
 def check_not_negative(**values: float) -> None:
-    """Raise `ValueError` unless every value is a finite number of at least zero."""
+    """Raise `ValueError` unless every value is a finite number of at least zero.
+
+    Example:
+        >>> check_not_negative(weight=-0.1)
+        Traceback (most recent call last):
+        ValueError: weight must be a number of at least 0, got -0.1.
+    """
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a number of at least 0, got {value!r}.")
 
 
 def check_fraction(**values: float) -> None:
-    """Raise `ValueError` unless every value lies in [0, 1]."""
+    """Raise `ValueError` unless every value lies in [0, 1].
+
+    Example:
+        >>> check_fraction(alpha=1.5)
+        Traceback (most recent call last):
+        ValueError: alpha must lie in [0, 1], got 1.5.
+    """
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
 def check_same_shape(**tensors: Tensor) -> None:
-    """Raise `ValueError` unless all tensors have the shape of the first."""
+    """Raise `ValueError` unless all tensors have the shape of the first.
+
+    Example:
+        >>> check_same_shape(first=torch.zeros(2, 3), second=torch.zeros(3, 2))
+        Traceback (most recent call last):
+        ValueError: second must have the shape of first, (2, 3), got (3, 2).
+    """
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.shape != reference.shape:
@@ -70,7 +100,13 @@ def check_same_shape(**tensors: Tensor) -> None:
 
 
 def check_finite(**tensors: Tensor) -> None:
-    """Raise `ValueError` if a tensor holds NaN or infinity."""
+    """Raise `ValueError` if a tensor holds NaN or infinity.
+
+    Example:
+        >>> check_finite(logits=torch.tensor([0.0, float("nan")]))
+        Traceback (most recent call last):
+        ValueError: logits must be finite, got 1 NaN or infinite values.
+    """
     for name, tensor in tensors.items():
         # A finite sum has finite summands, at a fifth of the cost of isfinite; a sum may overflow, so look again.
         if not readable(tensor) or math.isfinite(tensor.detach().sum().item()):
@@ -81,7 +117,13 @@ def check_finite(**tensors: Tensor) -> None:
 
 
 def check_logits(**logits: Tensor) -> None:
-    """Raise `ValueError` unless all tensors are finite logits of one shape (B, C) with C ≥ 2 and at least one row."""
+    """Raise `ValueError` unless all tensors are finite logits of one shape (B, C) with C ≥ 2 and at least one row.
+
+    Example:
+        >>> check_logits(student_logits=torch.zeros(4, 10), teacher_logits=torch.zeros(4, 100))
+        Traceback (most recent call last):
+        ValueError: teacher_logits must have the shape of student_logits, (4, 10), got (4, 100).
+    """
     for name, tensor in logits.items():
         if tensor.ndim != 2 or tensor.shape[0] < 1 or tensor.shape[1] < 2:
             raise ValueError(
@@ -122,7 +164,13 @@ def check_maps(**maps: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels") -> None:
-    """Raise `ValueError` unless `labels` is an integer tensor of shape (batch,) with values in [0, classes)."""
+    """Raise `ValueError` unless `labels` is an integer tensor of shape (batch,) with values in [0, classes).
+
+    Example:
+        >>> check_labels(torch.tensor([0, 3]), batch=2, classes=3)
+        Traceback (most recent call last):
+        ValueError: labels must lie in [0, 3), got values from 0 to 3.
+    """
     if labels.shape != (batch,):
         raise ValueError(f"{name} must have shape ({batch},), got {tuple(labels.shape)}.")
     if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -134,7 +182,14 @@ def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels")
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether values of `tensor` may be read without stalling a device or breaking a transform."""
+    """Whether values of `tensor` may be read without stalling a device or breaking a transform.
+
+    Example:
+        >>> readable(torch.zeros(1))
+        True
+        >>> torch.func.vmap(lambda row: row * readable(row))(torch.ones(2))
+        tensor([0., 0.])
+    """
     return (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()

@@ -18,13 +18,24 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def repository_root(start: Path | None = None) -> Path | None:
-    """The checkout around `start` (default: the working directory), or None outside of one."""
+    """The checkout around `start` (default: the working directory), or None outside of one.
+
+    Example:
+        >>> repository_root(Path("/")) is None
+        True
+    """
     here = (start or Path.cwd()).resolve()
     return next((folder for folder in (here, *here.parents) if (folder / "_config.yml").exists()), None)
 
 
 def notebook_code(markdown: str) -> str:
-    """The code cells of a MyST notebook, joined, without cell options."""
+    """The code cells of a MyST notebook, joined, without cell options.
+
+    Example:
+        >>> fence, newline = 3 * "`", chr(10)
+        >>> notebook_code(newline.join(["A title", fence + "{code-cell} ipython3", "x = 1", fence])).strip()
+        'x = 1'
+    """
     cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", markdown, flags=re.MULTILINE | re.DOTALL)
     options = re.compile(r"\A(?:---\n.*?^---\n|(?::[^\n]*\n)+)", flags=re.MULTILINE | re.DOTALL)
     return "\n".join(options.sub("", cell) for cell in cells)
@@ -39,6 +50,10 @@ def imported_files(source: str, package: Path | None = None) -> list[Path]:
     Args:
         source: Python code.
         package: folder of the package named kdcore; the installed one if left out.
+
+    Example:
+        >>> [path.name for path in imported_files("from kdcore.foundations import kd")]
+        ['__init__.py', 'checks.py', '__init__.py', 'kd.py']
     """
     package = package or _PACKAGE
     found: set[Path] = set()
@@ -53,7 +68,12 @@ def imported_files(source: str, package: Path | None = None) -> list[Path]:
 
 
 def code_digest(source: str) -> str:
-    """SHA-256 over `source` and every kdcore file that it imports, by content and relative path."""
+    """SHA-256 over `source` and every kdcore file that it imports, by content and relative path.
+
+    Example:
+        >>> code_digest("from kdcore.foundations import kd") == code_digest("from kdcore.foundations import hints")
+        False
+    """
     digest = hashlib.sha256(source.encode())
     for path in imported_files(source):
         digest.update(str(path.relative_to(_PACKAGE)).encode())

@@ -290,6 +290,12 @@ class NoiseScores(NamedTuple):
         labels: pseudo-labels, (B,).
         confidence: their probability by the classifier, (B,).
         trust: ξ at the pseudo-label, the probability that it is right by the discriminator, (B,).
+
+    Example:
+        >>> import torch
+        >>> answer = NoiseScores(torch.tensor([3]), torch.tensor([0.9]), torch.tensor([0.2]))
+        >>> bool(answer.trust < answer.confidence)
+        True
     """
 
     labels: Tensor

@@ -38,6 +38,11 @@ def shift(pixels: int) -> Callable[[Tensor, Generator], Tensor]:
 
 
 def flip(inputs: Tensor, generator: Generator) -> Tensor:
-    """Mirror each image (B, c, H, W) from left to right with probability one half."""
+    """Mirror each image (B, c, H, W) from left to right with probability one half.
+
+    Example:
+        >>> sorted(flip(torch.tensor([[[[0.0, 1.0]]]]), torch.Generator().manual_seed(0)).flatten().tolist())
+        [0.0, 1.0]
+    """
     mirrored = (torch.rand(len(inputs), 1, 1, 1, generator=generator) < 0.5).to(inputs.device)
     return torch.where(mirrored, inputs.flip(-1), inputs)

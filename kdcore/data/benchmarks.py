@@ -46,6 +46,16 @@ def mnist(data_dir: str | Path | None = None, *, device: torch.device | str = "c
     Raises:
         MissingDataError: not on disk, and the download failed.
         ValueError: a file is corrupt.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "MNIST/raw").mkdir(parents=True, exist_ok=True)
+        >>> for name in _MNIST_FILES:
+        ...     _ = (folder / "MNIST/raw" / name).write_bytes(b"not the original")
+        >>> mnist(folder)
+        Traceback (most recent call last):
+        ValueError: ...train-images-idx3-ubyte is corrupt (...); delete it and try again.
     """
     from torchvision.datasets import MNIST
 
@@ -64,6 +74,16 @@ def usps(data_dir: str | Path | None = None, *, device: torch.device | str = "cp
     """USPS: 7,291 + 2,007 handwritten digits, 16×16 grey.
 
     Args and errors as in `mnist`; the files are `usps.bz2` and `usps.t.bz2`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".").mkdir(parents=True, exist_ok=True)
+        >>> for name in _USPS_FILES:
+        ...     _ = (folder / "." / name).write_bytes(b"not the original")
+        >>> usps(folder)
+        Traceback (most recent call last):
+        ValueError: ...usps.bz2 is corrupt (...); delete it and try again.
     """
     from torchvision.datasets import USPS
 
@@ -91,6 +111,16 @@ def cifar10(data_dir: str | Path | None = None, *, device: torch.device | str = 
     Reads torchvision's `cifar-10-batches-py`, else the zip files `cifar10-jpeg-train.zip` and
     `cifar10-jpeg-test.zip` of images in `<split>/<class>/` (JPEG: close to the original, not bit-equal), else an
     unpacked folder of the same layout. Args and errors as in `mnist`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".").mkdir(parents=True, exist_ok=True)
+        >>> for name in _CIFAR10_ZIPS:
+        ...     _ = (folder / "." / name).write_bytes(b"not the original")
+        >>> cifar10(folder)
+        Traceback (most recent call last):
+        ValueError: ...cifar10-jpeg-train.zip is corrupt (...); delete it and try again.
     """
     from torchvision.datasets import CIFAR10
 

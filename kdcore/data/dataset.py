@@ -15,7 +15,12 @@ __all__ = ["Dataset", "MissingDataError", "data_folders", "verify_file"]
 
 
 class MissingDataError(FileNotFoundError):
-    """Data are not on this machine and could not be downloaded; the message says what to put where."""
+    """Data are not on this machine and could not be downloaded; the message says what to put where.
+
+    Example:
+        >>> issubclass(MissingDataError, FileNotFoundError)
+        True
+    """
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,12 @@ class Dataset:
         train: training split; `inputs` are float32 in [0, 1] of shape (N, channels, H, W), `labels` int64.
         test: test split, disjoint from `train`.
         provenance: where the data came from, in a sentence.
+
+    Example:
+        >>> from kdcore.data import digits
+        >>> images = digits(train_size=1000)
+        >>> images.name, len(images.train), len(images.test)
+        ('digits', 1000, 797)
     """
 
     name: str
@@ -46,6 +57,10 @@ def data_folders(data_dir: str | Path | None = None) -> list[Path]:
 
     `data_dir` if given, then ``$KDCORE_DATA``, then `data/` of the repository (if run inside one), else
     ``~/.cache/kdcore``.
+
+    Example:
+        >>> data_folders("somewhere")[0].name
+        'somewhere'
     """
     folders = [Path(data_dir)] if data_dir else []
     if os.environ.get("KDCORE_DATA"):
@@ -57,7 +72,13 @@ def data_folders(data_dir: str | Path | None = None) -> list[Path]:
 
 
 def verify_file(path: Path, sha256: str) -> None:
-    """Raise `ValueError` unless the file has the given SHA-256."""
+    """Raise `ValueError` unless the file has the given SHA-256.
+
+    Example:
+        >>> verify_file(Path(__file__), "0" * 64)
+        Traceback (most recent call last):
+        ValueError: ...dataset.py is corrupt (SHA-256 ..., expected 000000000000…); delete it and try again.
+    """
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:

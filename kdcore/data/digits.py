@@ -38,6 +38,10 @@ def all_digits(size: int = 8, half: int | None = None) -> Arrays:
 
     Raises:
         ValueError: `size` is not positive or `half` is not 0, 1 or None.
+
+    Example:
+        >>> len(all_digits()), all_digits(size=16, half=0).inputs.shape
+        (1797, torch.Size([898, 1, 16, 16]))
     """
     check_positive(size=size)
     if half not in (None, 0, 1):

@@ -19,7 +19,12 @@ __all__ = ["DOMAINS", "digit_domain", "smooth_texture"]
 
 
 def smooth_texture(count: int, size: int, generator: Generator, channels: int = 3, cells: int = 4) -> Tensor:
-    """Random smooth backgrounds in [0, 1], shape (count, channels, size, size): bilinear noise on a coarse grid."""
+    """Random smooth backgrounds in [0, 1], shape (count, channels, size, size): bilinear noise on a coarse grid.
+
+    Example:
+        >>> smooth_texture(2, 32, torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 32, 32])
+    """
     coarse = torch.rand(count, channels, cells, cells, generator=generator)
     return F.interpolate(coarse, (size, size), mode="bilinear", align_corners=True)
 

@@ -40,6 +40,11 @@ class GraphData:
         train: node numbers whose labels may be used.
         validation: node numbers for early stopping.
         test: node numbers for the report.
+
+    Example:
+        >>> graph = digits_graph()
+        >>> graph.num_classes, len(graph.train), bool((graph.edges[0] == graph.edges[1]).any())
+        (10, 50, False)
     """
 
     features: Tensor
@@ -67,6 +72,11 @@ def nearest_neighbour_graph(points: Tensor, neighbours: int = 5) -> Tensor:
 
     Raises:
         ValueError: `neighbours` is out of range.
+
+    Example:
+        >>> nearest_neighbour_graph(torch.tensor([[0.0], [1.0], [3.0]]), neighbours=1)
+        tensor([[0, 1, 1, 2],
+                [1, 0, 2, 1]])
     """
     from sklearn.neighbors import kneighbors_graph
 
@@ -126,6 +136,16 @@ def cora(data_dir: str | Path | None = None, *, device: torch.device | str = "cp
     Raises:
         MissingDataError: the files are in none of the folders.
         ValueError: a file is corrupt or holds anything but arrays.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "planetoid").mkdir()
+        >>> for name in _CORA_FILES:
+        ...     _ = (folder / "planetoid" / name).write_bytes(b"not the original")
+        >>> cora(folder)
+        Traceback (most recent call last):
+        ValueError: ...ind.cora.x is corrupt (...); delete it and try again.
     """
     folders = [folder / "planetoid" for folder in data_folders(data_dir)]
     found = [folder for folder in folders if all((folder / name).exists() for name in _CORA_FILES)]

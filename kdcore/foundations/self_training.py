@@ -45,6 +45,12 @@ class PseudoLabels(NamedTuple):
         labels: most likely class of each sample, (B,).
         confidence: its probability, (B,).
         keep: whether the confidence exceeds the threshold, (B,), bool.
+
+    Example:
+        >>> import torch
+        >>> believed = pseudo_labels(torch.tensor([[0.0, 4.0]]), threshold=0.9)
+        >>> believed.labels.item(), round(believed.confidence.item(), 3), believed.keep.item()
+        (1, 0.982, True)
     """
 
     labels: Tensor
@@ -53,7 +59,13 @@ class PseudoLabels(NamedTuple):
 
 
 def check_threshold(threshold: float) -> None:
-    """Raise `ValueError` unless `threshold` lies in [0, 1); from 1 on nothing could pass it."""
+    """Raise `ValueError` unless `threshold` lies in [0, 1); from 1 on nothing could pass it.
+
+    Example:
+        >>> check_threshold(1.0)
+        Traceback (most recent call last):
+        ValueError: threshold must lie in [0, 1), got 1.0.
+    """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must lie in [0, 1), got {threshold!r}.")
 

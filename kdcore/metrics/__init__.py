@@ -42,6 +42,10 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
 
     Raises:
         ValueError: `k` lies outside [1, C].
+
+    Example:
+        >>> top_k_accuracy(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1]), k=2)
+        100.0
     """
     _check(logits, labels)
     if not 1 <= k <= logits.shape[1]:
@@ -51,13 +55,24 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 5) -> float:
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
-    """Mean negative log-probability of the labels, in nats."""
+    """Mean negative log-probability of the labels, in nats.
+
+    Example:
+        >>> round(negative_log_likelihood(torch.zeros(1, 10), torch.tensor([3])), 4)  # log 10
+        2.3026
+    """
     _check(logits, labels)
     return float(F.cross_entropy(logits.double(), labels))
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error over equal-width confidence bins, in percent (Guo et al. 2017)."""
+    """Expected calibration error over equal-width confidence bins, in percent (Guo et al. 2017).
+
+    Example:
+        >>> sure_and_always_wrong = 50 * torch.eye(2)
+        >>> calibration_error(sure_and_always_wrong, torch.tensor([1, 0]))
+        100.0
+    """
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     _check(logits, labels)
@@ -71,6 +86,11 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
 
     Returns:
         One row per bin that holds samples: `confidence`, `accuracy` (both in [0, 1]) and `count`.
+
+    Example:
+        >>> reliability(50 * torch.eye(2), torch.tensor([0, 0]))
+           confidence  accuracy  count
+        0         1.0       0.5      2
     """
     _check(logits, labels)
     check_positive(bins=bins)
@@ -82,13 +102,24 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
 
 
 def agreement(logits: Tensor, other_logits: Tensor) -> float:
-    """Share of samples on which two networks predict the same class, in percent."""
+    """Share of samples on which two networks predict the same class, in percent.
+
+    Example:
+        >>> agreement(torch.eye(2), torch.tensor([[5.0, 0.0], [5.0, 0.0]]))
+        50.0
+    """
     check_same_shape(logits=logits, other_logits=other_logits)
     return 100 * float((logits.argmax(dim=1) == other_logits.argmax(dim=1)).double().mean())
 
 
 def confusion(logits: Tensor, labels: Tensor) -> np.ndarray:
-    """Counts (C, C): row is the label, column the prediction."""
+    """Counts (C, C): row is the label, column the prediction.
+
+    Example:
+        >>> confusion(torch.eye(2), torch.tensor([1, 1]))
+        array([[0, 0],
+               [1, 1]])
+    """
     from sklearn.metrics import confusion_matrix
 
     _check(logits, labels)
@@ -96,7 +127,12 @@ def confusion(logits: Tensor, labels: Tensor) -> np.ndarray:
 
 
 def macro_f1(logits: Tensor, labels: Tensor) -> float:
-    """F1 score averaged over classes, in percent."""
+    """F1 score averaged over classes, in percent.
+
+    Example:
+        >>> macro_f1(torch.eye(2), torch.tensor([0, 1]))
+        100.0
+    """
     from sklearn.metrics import f1_score
 
     _check(logits, labels)
@@ -118,6 +154,13 @@ def intersection_over_union(logits: Tensor, labels: Tensor, ignore_index: int = 
 
     Raises:
         ValueError: shapes do not fit.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 0], [1, 1]]])
+        >>> predicted = torch.tensor([[[0, 0], [0, 1]]])
+        >>> logits = F.one_hot(predicted, 2).permute(0, 3, 1, 2).float()
+        >>> intersection_over_union(logits, labels).round(1)
+        array([66.7, 50. ])
     """
     if logits.ndim != 4 or labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(

@@ -29,6 +29,12 @@ class GraphNetwork(nn.Module):
         ImportError: PyTorch Geometric is not installed.
 
     Shape: features (N, F) and edges (2, E); logits (N, C).
+
+    Example:
+        >>> import torch
+        >>> edges = torch.tensor([[0, 1], [1, 0]])
+        >>> GraphNetwork("gcn", in_features=4, hidden=8, num_classes=3)(torch.zeros(2, 4), edges).shape
+        torch.Size([2, 3])
     """
 
     def __init__(

@@ -21,6 +21,16 @@ class StagedNetwork(nn.Module):
         pool: from the last map to embeddings (B, d).
         classifier: from embeddings to logits (B, C).
         widths: channels C_l of each stage.
+
+    Example:
+        >>> import torch
+        >>> from kdcore.models import ConvNet
+        >>> network, inputs = ConvNet(width=4, depth=3), torch.zeros(2, 1, 8, 8)
+        >>> maps, logits = network.maps(inputs)
+        >>> [tuple(one.shape) for one in maps]
+        [(2, 4, 8, 8), (2, 8, 4, 4), (2, 16, 2, 2)]
+        >>> torch.equal(network.tail(-2)(maps[-2]), logits)
+        True
     """
 
     def __init__(

@@ -34,6 +34,15 @@ def scores(
         colours: arm → colour, in the order from top to bottom (see `palette`); arms without results are an error.
         label: of the axis, with unit; the metric's name if left out.
         axes: panel to draw in; a new figure if left out.
+
+    Example:
+        >>> results = pd.DataFrame(
+        ...     [(arm, k, "accuracy", base + k) for arm, base in (("CE", 90.0), ("KD", 92.0)) for k in range(3)],
+        ...     columns=["arm", "seed", "metric", "value"],
+        ... )
+        >>> drawn = scores(results, "accuracy", {"CE": "#6b6b6b", "KD": "#0072B2"}, label="accuracy (%)")
+        >>> drawn.axes[0].get_xlabel()
+        'accuracy (%)'
     """
     if axes is None:
         _, (axes,) = figure(height=0.9 + 0.45 * len(colours))
@@ -73,6 +82,11 @@ def curves(
         by: column that holds the arm.
         labels: of the axes, with units.
         axes: panel to draw in; a new figure if left out.
+
+    Example:
+        >>> frame = pd.DataFrame({"arm": "KD", "epoch": [1, 2, 1, 2], "loss": [2.0, 1.0, 2.2, 1.1]})
+        >>> curves(frame, "epoch", "loss", {"KD": "#0072B2"}).axes[0].get_xlabel()
+        'epoch'
     """
     if axes is None:
         _, (axes,) = figure()
@@ -108,6 +122,13 @@ def verdicts(judged: Sequence[Verdict]) -> Figure:
 
     Differences are divided by their interval's half width or size, whichever is larger, where claims use
     different metrics: the figure shows how clear a verdict is, the table how large the effect.
+
+    Example:
+        >>> from kdcore.study import Claim
+        >>> claim = Claim("wins", "A wins", better="A", than="B", metric="accuracy", source="table 1")
+        >>> drawn = verdicts([Verdict(claim, difference=1.5, low=0.5, high=2.5, pairs=5, verdict="supported")])
+        >>> drawn.axes[0].texts[0].get_text()
+        '+1.5  supported'
     """
     drawn, (axes,) = figure(height=0.8 + 0.5 * len(judged))
     for place, verdict in enumerate(judged):
@@ -129,7 +150,16 @@ def verdicts(judged: Sequence[Verdict]) -> Figure:
 
 
 def verdict_map(ledger: pd.DataFrame) -> Figure:
-    """Claims × profiles, coloured by verdict, with the paired difference in each cell."""
+    """Claims × profiles, coloured by verdict, with the paired difference in each cell.
+
+    Example:
+        >>> ledger = pd.DataFrame(
+        ...     [("a/b", "wins", "cpu", "supported", 1.5)],
+        ...     columns=["chapter", "claim", "profile", "verdict", "difference"],
+        ... )
+        >>> [text.get_text() for text in verdict_map(ledger).axes[0].texts][0]
+        '+1.5'
+    """
     ledger = ledger.assign(row=ledger["chapter"] + ": " + ledger["claim"].str.replace("_", " "))
     rows = list(dict.fromkeys(ledger["row"]))
     profiles = [name for name in ("quick", "cpu", "gpu") if name in set(ledger["profile"])]
@@ -158,7 +188,13 @@ def _tile(place: tuple[int, int], colour: str):
 
 
 def confusion_map(counts: np.ndarray, classes: Sequence[str], axes: Axes | None = None) -> Figure:
-    """A confusion matrix (rows are labels) as shares of each row, in percent."""
+    """A confusion matrix (rows are labels) as shares of each row, in percent.
+
+    Example:
+        >>> drawn = confusion_map(np.array([[9, 1], [2, 8]]), classes=("cat", "dog"))
+        >>> drawn.axes[0].get_ylabel()
+        'label'
+    """
     import seaborn as sns
 
     if axes is None:
@@ -174,7 +210,13 @@ def confusion_map(counts: np.ndarray, classes: Sequence[str], axes: Axes | None 
 
 
 def embedding(features: Tensor, labels: Tensor, classes: Sequence[str], axes: Axes | None = None) -> Figure:
-    """Features (N, d) on their first two principal components, coloured and named by class."""
+    """Features (N, d) on their first two principal components, coloured and named by class.
+
+    Example:
+        >>> drawn = embedding(torch.randn(20, 5), torch.arange(20) % 2, classes=("even", "odd"))
+        >>> [text.get_text() for text in drawn.axes[0].texts]
+        ['even', 'odd']
+    """
     from sklearn.decomposition import PCA
 
     if axes is None:
@@ -191,7 +233,14 @@ def embedding(features: Tensor, labels: Tensor, classes: Sequence[str], axes: Ax
 
 
 def plane(model: nn.Module, points: Tensor, labels: Tensor, axes: Axes | None = None) -> Figure:
-    """What a classifier of points in the plane (N, 2) predicts around them: class by colour, confidence by depth."""
+    """What a classifier of points in the plane (N, 2) predicts around them: class by colour, confidence by depth.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> drawn = plane(model, torch.randn(30, 2), torch.arange(30) % 3)
+        >>> len(drawn.axes[0].images)
+        1
+    """
     if axes is None:
         _, (axes,) = figure(width=4.5, height=4)
     low, high = points.min(dim=0).values - 0.5, points.max(dim=0).values + 0.5
@@ -218,6 +267,10 @@ def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int
         titles: one per image, small, above it.
         columns: images in a row.
         side: of an image, in inches.
+
+    Example:
+        >>> len(image_grid(torch.rand(6, 1, 8, 8), columns=3).axes)
+        6
     """
     rows = -(-len(images) // columns)
     height = side * rows * (1.35 if titles else 1.0)

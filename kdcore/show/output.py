@@ -21,7 +21,12 @@ def _display(item: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Display a sentence, as Markdown; the way in which prose carries numbers of the run."""
+    """Display a sentence, as Markdown; the way in which prose carries numbers of the run.
+
+    Example:
+        >>> say(f"The student reaches {91.234:.1f} %.")
+        <IPython.core.display.Markdown object>
+    """
     from IPython.display import Markdown
 
     _display(Markdown(inspect.cleandoc(text)))
@@ -58,12 +63,23 @@ def markdown_table(frame: pd.DataFrame, digits: int = 2) -> str:
 
 
 def table(frame: pd.DataFrame, digits: int = 2, caption: str = "") -> None:
-    """Display a data frame as a table with an optional sentence above it."""
+    """Display a data frame as a table with an optional sentence above it.
+
+    Example:
+        >>> table(pd.DataFrame({"arm": ["KD"], "accuracy": [91.2]}), caption="Mean over seeds.")
+        <IPython.core.display.Markdown object>
+    """
     say((f"**{caption}**\n\n" if caption else "") + markdown_table(frame, digits))
 
 
 def encode(figure: Figure, dpi: int = 144, colours: int = 0) -> str:
-    """A figure as PNG in base64; with `colours`, reduced to a palette of that many, a fraction of the size."""
+    """A figure as PNG in base64; with `colours`, reduced to a palette of that many, a fraction of the size.
+
+    Example:
+        >>> drawn = Figure(figsize=(1, 1))
+        >>> base64.b64decode(encode(drawn))[1:4]
+        b'PNG'
+    """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     if colours:
@@ -84,6 +100,13 @@ def picture(figure: Figure, description: str) -> None:
 
     Raises:
         ValueError: the description is empty.
+
+    Example:
+        >>> picture(Figure(figsize=(1, 1)), "An empty square.")
+        <IPython.core.display.HTML object>
+        >>> picture(Figure(figsize=(1, 1)), "")
+        Traceback (most recent call last):
+        ValueError: description must say what the figure shows.
     """
     from IPython.display import HTML
 
@@ -99,5 +122,11 @@ def picture(figure: Figure, description: str) -> None:
 
 
 def source(item: Any) -> None:
-    """Display the source of a function, class or module as it is in the installed package."""
+    """Display the source of a function, class or module as it is in the installed package.
+
+    Example:
+        >>> from kdcore.foundations import kd
+        >>> source(kd.soften)
+        <IPython.core.display.Markdown object>
+    """
     say(f"```python\n{inspect.getsource(item).rstrip()}\n```")

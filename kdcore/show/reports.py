@@ -23,6 +23,13 @@ def summary(results: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[st
         metrics: metric → column heading, with unit.
         arms: rows, in order.
         caption: sentence above the table.
+
+    Example:
+        >>> results = pd.DataFrame(
+        ...     [("KD", seed, "accuracy", 90.0 + seed) for seed in range(3)], columns=["arm", "seed", "metric", "value"]
+        ... )
+        >>> summary(results, {"accuracy": "accuracy (%)"}, ["KD"])
+        <IPython.core.display.Markdown object>
     """
     rows = []
     for arm in arms:
@@ -36,7 +43,14 @@ def summary(results: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[st
 
 
 def claims(judged: Sequence[Verdict]) -> None:
-    """Display the verdicts: statement, the paper's figure, ours with its interval, seeds, verdict."""
+    """Display the verdicts: statement, the paper's figure, ours with its interval, seeds, verdict.
+
+    Example:
+        >>> from kdcore.study import Claim
+        >>> claim = Claim("wins", "A wins", better="A", than="B", metric="accuracy", source="table 1")
+        >>> claims([Verdict(claim, difference=1.5, low=0.5, high=2.5, pairs=5, verdict="supported")])
+        <IPython.core.display.Markdown object>
+    """
     rows = [
         {
             "claim": verdict.claim.statement,
@@ -59,6 +73,10 @@ def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
         chapter: "part/method".
         profile: "cpu" or "gpu".
         metrics: metric → column heading, with unit.
+
+    Example:
+        >>> recorded("foundations/kd", "gpu", {"accuracy": "accuracy (%)"})
+        <IPython.core.display.Markdown object>
     """
     root = repository_root()
     path = record_path(root / "book" / "records", chapter, profile) if root else Path("nowhere")

@@ -62,6 +62,10 @@ def slider(
 
     Raises:
         ValueError: fewer than 2 or more than 30 values.
+
+    Example:
+        >>> slider(lambda value: Figure(figsize=(1, 1)), [1, 2, 4], label="temperature τ", caption="Look at the tail.")
+        <IPython.core.display.HTML object>
     """
     from IPython.display import HTML, display
 
@@ -83,7 +87,13 @@ def slider_html(
     caption: str,
     start: int | None = None,
 ) -> str:
-    """The static form of `slider`: HTML with all frames and a few lines of script."""
+    """The static form of `slider`: HTML with all frames and a few lines of script.
+
+    Example:
+        >>> page = slider_html(lambda value: Figure(figsize=(1, 1)), [1, 2, 4], label="temperature τ", caption="Look.")
+        >>> 'type="range"' in page
+        True
+    """
     if not 2 <= len(values) <= 30:
         raise ValueError(f"values must be 2 to 30, got {len(values)}.")
     start = len(values) // 2 if start is None else start

@@ -28,7 +28,13 @@ VERDICT_COLOURS = {"supported": "#117733", "undecided": "#777777", "contradicted
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the book."""
+    """Set matplotlib's defaults for the book.
+
+    Example:
+        >>> use_style()
+        >>> mpl.rcParams["axes.titlelocation"]
+        'left'
+    """
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font="DejaVu Sans")
     mpl.rcParams.update(
         {
@@ -67,6 +73,11 @@ def figure(columns: int = 1, width: float = 7.5, height: float = 3.2, rows: int 
     """A figure in the book's style and its panels, row by row.
 
     Built without pyplot, so it need not be closed and shows only where `show.picture` is called.
+
+    Example:
+        >>> drawn, panels = figure(columns=2)
+        >>> len(panels)
+        2
     """
     use_style()
     drawn = Figure(figsize=(width, height))

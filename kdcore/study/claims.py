@@ -32,6 +32,10 @@ class Claim:
 
     Raises:
         ValueError: unknown direction, or an arm compared with itself.
+
+    Example:
+        >>> Claim("wins", "KD beats labels", better="KD", than="CE", metric="accuracy", source="section 3").paper
+        'not stated'
     """
 
     id: str
@@ -59,6 +63,11 @@ class Verdict:
         low, high: 95 % interval of that mean.
         pairs: number of seeds.
         verdict: "supported", "undecided" or "contradicted".
+
+    Example:
+        >>> claim = Claim("wins", "KD beats labels", better="KD", than="CE", metric="accuracy", source="section 3")
+        >>> Verdict(claim, difference=1.2, low=-0.1, high=2.5, pairs=5, verdict="undecided").as_dict()["pairs"]
+        5
     """
 
     claim: Claim
@@ -113,6 +122,15 @@ def judge(claims: Iterable[Claim], results: pd.DataFrame) -> list[Verdict]:
 
     Raises:
         ValueError: an arm or metric that a claim names is not in the results, or seeds do not pair.
+
+    Example:
+        >>> claim = Claim("wins", "KD beats labels", better="KD", than="CE", metric="accuracy", source="section 3")
+        >>> results = pd.DataFrame(
+        ...     [(arm, k, "accuracy", base + k) for arm, base in (("CE", 90.0), ("KD", 92.0)) for k in range(3)],
+        ...     columns=["arm", "seed", "metric", "value"],
+        ... )
+        >>> judge([claim], results)[0].verdict
+        'supported'
     """
     return [_judge_one(claim, results) for claim in claims]
 

@@ -14,12 +14,22 @@ _REPORTED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas",
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on."""
+    """Versions of Python and of the libraries that numbers depend on.
+
+    Example:
+        >>> sorted(versions())[:3]
+        ['numpy', 'pandas', 'python']
+    """
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _REPORTED}
 
 
 def hardware(device: torch.device | str) -> dict[str, str | int]:
-    """What the run ran on."""
+    """What the run ran on.
+
+    Example:
+        >>> hardware("cpu")["device"]
+        'cpu'
+    """
     device = torch.device(device)
     found: dict[str, str | int] = {"device": device.type, "machine": platform.machine(), "cpu": _cpu_name()}
     if device.type == "cuda":

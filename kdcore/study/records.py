@@ -58,7 +58,12 @@ SCHEMA: dict[str, Any] = {
 
 
 def record_path(folder: str | Path, chapter: str, profile: str) -> Path:
-    """`<folder>/<profile>/<part>/<method>.json`."""
+    """`<folder>/<profile>/<part>/<method>.json`.
+
+    Example:
+        >>> record_path("book/records", "foundations/kd", "cpu").as_posix()
+        'book/records/cpu/foundations/kd.json'
+    """
     return Path(folder) / profile / f"{chapter}.json"
 
 
@@ -68,6 +73,11 @@ def write_record(record: Mapping[str, Any], folder: str | Path) -> Path:
     Raises:
         ValueError: the record does not fit the schema; names the place.
         OSError: the disk is full or the folder cannot be written.
+
+    Example:
+        >>> write_record({"chapter": "foundations/kd"}, "results")
+        Traceback (most recent call last):
+        ValueError: the new record does not fit the schema at top level: ...
     """
     _validate(record, "the new record")
     path = record_path(folder, record["chapter"], record["profile"])
@@ -90,6 +100,14 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is truncated, no JSON, or does not fit the schema; names the file.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "kd.json"
+        >>> _ = path.write_text('{"schema": 1')
+        >>> read_record(path)
+        Traceback (most recent call last):
+        ValueError: record ...kd.json is corrupt (...); delete it and run its chapter again.
     """
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -106,6 +124,11 @@ def ledger(folders: Iterable[str | Path]) -> pd.DataFrame:
     Returns:
         Columns `chapter`, `profile`, `claim`, `statement`, `metric`, `difference`, `low`, `high`, `pairs`,
         `verdict`, `paper`, `source`, `device`, `date`.
+
+    Example:
+        >>> import tempfile
+        >>> ledger([tempfile.mkdtemp()]).empty
+        True
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for folder in folders:

@@ -64,6 +64,13 @@ class Study:
 
     Raises:
         ValueError: unknown profile, too few seeds, device not present.
+
+    Example:
+        >>> import tempfile
+        >>> experiment = Study("foundations/kd", n_seeds=3, results_dir=tempfile.mkdtemp())
+        >>> results = experiment.run(lambda arm, seed: {"accuracy": seed + len(arm)}, ["CE", "distilled"])
+        >>> results["value"].tolist()
+        [2.0, 9.0, 3.0, 10.0, 4.0, 11.0]
     """
 
     def __init__(

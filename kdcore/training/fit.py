@@ -35,6 +35,10 @@ class History:
     Attributes:
         epochs: one row per epoch: `epoch`, mean of each loss term, `seconds`, and what `evaluate` returned.
         averaged: the exponential moving average of the learner, where the budget asked for one.
+
+    Example:
+        >>> History(epochs=pd.DataFrame({"epoch": [1], "cross_entropy": [2.3]}), averaged=None).epochs["epoch"].tolist()
+        [1]
     """
 
     epochs: pd.DataFrame
@@ -150,6 +154,16 @@ def fit(
     Raises:
         FloatingPointError: a loss term became NaN or infinite; names the term and the step.
         ValueError: the checkpoint cannot be resumed, or the history lacks the column that `stopping` monitors.
+
+    Example:
+        >>> from kdcore.data import digits
+        >>> from kdcore.metrics import accuracy
+        >>> from kdcore.models import MLP
+        >>> from kdcore.training import Supervised, predict
+        >>> images, model = digits(), MLP(64)
+        >>> history = fit(Supervised(model), images.train, Budget(epochs=3, batch_size=64, lr=0.1))
+        >>> accuracy(predict(model, images.test.inputs), images.test.labels) > 80
+        True
     """
     named = {"": data} if isinstance(data, Arrays) else dict(data)
     streams = {name: _Stream(part, budget.batch_size, seed * 1000 + k) for k, (name, part) in enumerate(named.items())}

@@ -18,6 +18,18 @@ class Learner(nn.Module):
     A subclass holds its networks as submodules and defines `losses`. The other methods are hooks with sensible
     defaults. Frozen networks (a teacher) have ``requires_grad_(False)`` and are kept in evaluation mode by
     being named in `frozen`.
+
+    Example:
+        >>> class Median(Learner):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.location = nn.Parameter(torch.zeros(()))
+        ...
+        ...     def losses(self, batch):
+        ...         return {"absolute": (batch.values - self.location).abs().mean()}
+        >>> from kdcore.data import Arrays
+        >>> list(Median().losses(Arrays(values=torch.tensor([1.0, 2.0, 9.0]))))
+        ['absolute']
     """
 
     frozen: tuple[str, ...] = ()
@@ -55,6 +67,12 @@ class Supervised(Learner):
         model: maps inputs (B, …) to logits (B, C) or (B, C, H, W).
         label_smoothing: in [0, 1).
         ignore_index: label that does not count (segmentation).
+
+    Example:
+        >>> from kdcore.data import Arrays
+        >>> learner = Supervised(nn.Linear(4, 3))
+        >>> list(learner.losses(Arrays(inputs=torch.rand(2, 4), labels=torch.tensor([0, 2]))))
+        ['cross_entropy']
     """
 
     def __init__(self, model: nn.Module, label_smoothing: float = 0.0, ignore_index: int = -100) -> None:
@@ -82,6 +100,14 @@ class Distillation(Learner):
         loss: function or module of (student_logits, teacher_logits, labels); a module's own parameters are
             trained along with the student.
         teacher: frozen by this learner; may be left out if the data carry `teacher_logits`.
+
+    Example:
+        >>> from kdcore.data import Arrays
+        >>> from kdcore.foundations.kd import KnowledgeDistillation
+        >>> from kdcore.models import MLP
+        >>> learner = Distillation(MLP(4, (8,), 3), KnowledgeDistillation(), teacher=MLP(4, (32,), 3))
+        >>> list(learner.losses(Arrays(inputs=torch.rand(6, 4), labels=torch.arange(6) % 3)))
+        ['distillation']
     """
 
     def __init__(

@@ -41,6 +41,11 @@ def deterministic(threads: int = 1) -> None:
 
     Args:
         threads: for the CPU; sums depend on how work is divided, so the number is part of the result.
+
+    Example:
+        >>> deterministic(threads=1)
+        >>> torch.get_num_threads()
+        1
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
@@ -53,6 +58,10 @@ def pick_device(device: str = "auto") -> torch.device:
 
     Raises:
         ValueError: the name is no device, or the device is not present.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

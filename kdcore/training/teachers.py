@@ -21,6 +21,10 @@ def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
 
     Returns:
         Shape (N, …).
+
+    Example:
+        >>> predict(nn.Linear(4, 3), torch.zeros(5, 4), batch_size=2).shape
+        torch.Size([5, 3])
     """
     was_training = model.training
     model.eval()
@@ -34,5 +38,10 @@ def with_teacher(data: Arrays, teacher: nn.Module) -> Arrays:
 
     Exact when inputs are not augmented; with augmentation the teacher must see the augmented batch (leave the
     teacher to `Distillation` then).
+
+    Example:
+        >>> data = Arrays(inputs=torch.zeros(5, 4), labels=torch.zeros(5, dtype=torch.long))
+        >>> with_teacher(data, nn.Linear(4, 3)).teacher_logits.shape
+        torch.Size([5, 3])
     """
     return data.with_(teacher_logits=predict(teacher, data.inputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -121,3 +123,30 @@ def test_methods_import_no_plotting_or_data_frames():
 def test_unknown_submodule_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = kdcore.nothing
+
+
+def public_items() -> list:
+    """Every public function and class of kdcore, where it is defined."""
+    found = []
+    for module in pkgutil.walk_packages(kdcore.__path__, "kdcore."):
+        loaded = importlib.import_module(module.name)
+        for name in getattr(loaded, "__all__", []):
+            item = getattr(loaded, name)
+            if getattr(item, "__module__", None) == module.name and callable(item):
+                found.append(item)
+    return found
+
+
+def test_every_public_name_has_an_example_that_the_tests_run():
+    items = public_items()
+    assert len(items) > 150
+    lacking = [f"{item.__module__}.{item.__qualname__}" for item in items if ">>>" not in (item.__doc__ or "")]
+    assert lacking == []
+    skipped = [f"{item.__module__}.{item.__qualname__}" for item in items if "+SKIP" in item.__doc__]
+    assert skipped == []
+
+
+def test_doctests_are_part_of_the_tests(root):
+    options = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert "--doctest-modules" in options["addopts"]
+    assert "kdcore" in options["testpaths"]
