@@ -14,8 +14,11 @@ from pathlib import Path
 from pages import ROOT, executed_pages, toc_files
 
 
-def assemble(build: Path) -> Path:
-    """Lay out the book's sources in `<build>/source`, copying only what changed so that rendering is incremental."""
+def assemble(build: Path) -> tuple[Path, bool]:
+    """Lay out the book's sources in `<build>/source`, copying only what changed so that rendering is incremental.
+
+    Returns the folder, and whether all pages must be rendered anew because an extension changed.
+    """
     source = build / "source"
     wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml")}
     for folder in ("_static", "_extensions"):
@@ -30,21 +33,23 @@ def assemble(build: Path) -> Path:
     for path in [path for path in source.rglob("*") if path.is_file()] if source.exists() else []:
         if path.relative_to(source) not in wanted:
             path.unlink()
-    for relative, origin in wanted.items():
-        target = source / relative
-        if not target.exists() or not filecmp.cmp(origin, target, shallow=False):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin, target)
-    return source
+    changed = {
+        relative: origin
+        for relative, origin in wanted.items()
+        if not (source / relative).exists() or not filecmp.cmp(origin, source / relative, shallow=False)
+    }
+    for relative, origin in changed.items():
+        (source / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, source / relative)
+    return source, any(relative.parent.name == "_extensions" for relative in changed)
 
 
 def main() -> int:
     build = Path(sys.argv[1]).resolve()
-    source = assemble(build)
+    source, everything = assemble(build)
     executable = Path(sys.executable).with_name("jupyter-book")
-    done = subprocess.run(
-        [executable, "build", source, "--path-output", build.parent, "-W", "--keep-going", "-q"], cwd=ROOT, check=False
-    )
+    command = [executable, "build", source, "--path-output", build.parent, "-W", "--keep-going", "-q"]
+    done = subprocess.run([*command, "--all"] if everything else command, cwd=ROOT, check=False)
     return done.returncode
 
 
