@@ -20,7 +20,7 @@ def assemble(build: Path) -> tuple[Path, bool]:
     Returns the folder, and whether all pages must be rendered anew because an extension changed.
     """
     source = build / "source"
-    wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml")}
+    wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml", "CITATION.cff")}
     for folder in ("_static", "_extensions"):
         wanted |= {Path(folder) / path.name: path for path in (ROOT / "book" / folder).iterdir() if path.is_file()}
     wanted[Path("book/references.bib")] = ROOT / "book" / "references.bib"
