@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = (
@@ -182,6 +183,22 @@ def check_rooms() -> list[str]:
     return problems
 
 
+def check_quizzes(root: Path = ROOT) -> list[str]:
+    """Every part that has chapters closes with the page of its quiz, which has questions."""
+    problems = []
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    quizzes = yaml.safe_load((root / "book" / "quizzes.yml").read_text(encoding="utf-8"))
+    for part in toc["parts"]:
+        pages = [entry["file"] for entry in part["chapters"]]
+        folders = dict.fromkeys(page.split("/")[1] for page in pages if page.startswith("chapters/"))
+        for folder in folders:
+            if pages[-1] != f"book/quiz_{folder}":
+                problems.append(f"_toc.yml: the part of chapters/{folder} does not end with book/quiz_{folder}")
+            if folder not in quizzes:
+                problems.append(f"book/quizzes.yml has no questions on {folder}")
+    return problems
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fix", action="store_true", help="write the .ipynb files anew from the .md files")
@@ -200,7 +217,7 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)} {problem}")
             count += 1
     if not options.names:
-        for problem in check_rooms():
+        for problem in check_rooms() + check_quizzes():
             print(problem)
             count += 1
     print(f"{len(paths)} chapters, {count} problems")
