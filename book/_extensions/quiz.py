@@ -1,6 +1,7 @@
 """Sphinx extension: the directive `quiz` shows a part's questions from `quizzes.yml`, beside the page.
 
-Choices are radio buttons, and CSS shows the explanation of the chosen one: no kernel and no JavaScript is needed.
+Choices are radio buttons, CSS shows the explanation of the chosen one, and formulas are MathML, which browsers draw
+themselves: no kernel and no JavaScript is needed.
 """
 
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.util.docutils import SphinxDirective
 
 _TEXT = {"type": "string", "minLength": 1}
@@ -94,6 +96,8 @@ class Quiz(SphinxDirective):
         node = Tag("", tag=tag, attributes=attributes or {})
         if text:
             node += self.state.inline_text(text, self.lineno)[0]
+        for formula in list(node.findall(nodes.math)):
+            formula.replace_self(nodes.raw("", convert(formula.astext()), format="html"))
         return node
 
 
