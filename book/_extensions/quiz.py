@@ -60,7 +60,8 @@ class Quiz(SphinxDirective):
 
     def run(self):
         path = Path(self.env.doc2path(self.env.docname)).with_name("quizzes.yml")
-        self.env.note_dependency(str(path))
+        for source in (path, __file__):  # a page is read anew when either changes
+            self.env.note_dependency(str(source))
         try:
             quizzes = read_quizzes(path)
         except ValueError as error:
