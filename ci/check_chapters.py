@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = (
@@ -33,6 +34,7 @@ def check_chapter(path: Path) -> list[str]:
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     problems = [*_structure(prose), *_parameters(code), *_cells(code), *_mathematics(prose), *_links(path, prose)]
+    problems += _exercises(path, text)
     words = len(
         re.findall(r"[A-Za-z][\w'’-]+", re.sub(r"\$\$.*?\$\$|\$[^$]*\$|\(https?:[^)]*\)", " ", prose, flags=re.S))
     )
@@ -73,11 +75,34 @@ def _structure(prose: str) -> list[str]:
     for row in GLANCE:
         if not re.search(rf"^\| {row} \|", prose, flags=re.M):
             problems.append(f"At a glance lacks the row {row!r}")
-    exercises = prose.split("## Exercises")[-1].split("## References")[0]
-    if len(re.findall(r"^\d+\. ", exercises, flags=re.M)) < 3:
+    return problems
+
+
+def _exercises(path: Path, text: str) -> list[str]:
+    """Three or more, each with something folded, one at least with a check of `kdcore/exercises/<method>.py`."""
+    problems = []
+    section = text.split("\n## Exercises\n")[-1].split("\n## References")[0]
+    _, *exercises = re.split(r"^(?=\d+\. )", section, flags=re.M)
+    if len(exercises) < 3:
         problems.append("has fewer than three exercises")
-    if exercises.count("<details>") < 2:
-        problems.append("has fewer than two folded solutions")
+    for number, exercise in enumerate(exercises, start=1):
+        if not exercise.startswith(f"{number}. "):
+            problems.append(f"exercises must count from 1, got {exercise.split('. ')[0]} at place {number}")
+        if not re.search(
+            r"^<details><summary>(?:Solution|Hint)</summary>\n.*^</details>$", exercise, flags=re.M | re.S
+        ):
+            problems.append(f"exercise {number} has no folded solution or hint")
+    module = ROOT / "kdcore" / "exercises" / f"{path.stem}.py"
+    known = re.findall(
+        r'^    "([\w.]+)": Exercise\(', module.read_text(encoding="utf-8") if module.exists() else "", re.M
+    )
+    called = re.findall(r'^exercises\.check\("([^"]*)", ', section, flags=re.M)
+    if not called:
+        problems.append(f'checks no exercise: exercises.check("{path.stem}.1", …) is not called')
+    problems += [
+        f"checks {name!r}, which kdcore/exercises/{path.stem}.py lacks" for name in called if name not in known
+    ]
+    problems += [f"never checks {name!r} of kdcore/exercises/{path.stem}.py" for name in known if name not in called]
     return problems
 
 
@@ -158,6 +183,22 @@ def check_rooms() -> list[str]:
     return problems
 
 
+def check_quizzes(root: Path = ROOT) -> list[str]:
+    """Every part that has chapters closes with the page of its quiz, which has questions."""
+    problems = []
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    quizzes = yaml.safe_load((root / "book" / "quizzes.yml").read_text(encoding="utf-8"))
+    for part in toc["parts"]:
+        pages = [entry["file"] for entry in part["chapters"]]
+        folders = dict.fromkeys(page.split("/")[1] for page in pages if page.startswith("chapters/"))
+        for folder in folders:
+            if pages[-1] != f"book/quiz_{folder}":
+                problems.append(f"_toc.yml: the part of chapters/{folder} does not end with book/quiz_{folder}")
+            if folder not in quizzes:
+                problems.append(f"book/quizzes.yml has no questions on {folder}")
+    return problems
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fix", action="store_true", help="write the .ipynb files anew from the .md files")
@@ -176,7 +217,7 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)} {problem}")
             count += 1
     if not options.names:
-        for problem in check_rooms():
+        for problem in check_rooms() + check_quizzes():
             print(problem)
             count += 1
     print(f"{len(paths)} chapters, {count} problems")

@@ -35,6 +35,13 @@ _MODULE = """### `kdcore.{name}`
 ```
 
 """
+_CHECKS = """### `kdcore.exercises.{method}`
+
+```{{eval-rst}}
+.. automodule:: kdcore.exercises.{method}
+```
+
+"""
 _ENTRY = """@misc{{{method},
   author = {{TODO}},
   title = {{{title}}},
@@ -59,6 +66,7 @@ def lay_out(method: str, part: str, title: str, root: Path = ROOT) -> list[Path]
         root / "kdcore" / part / f"{method}.py": "module.py.txt",
         root / "tests" / part / f"test_{method}.py": "tests.py.txt",
         root / "chapters" / part / f"{method}.md": "chapter.md.txt",
+        root / "kdcore" / "exercises" / f"{method}.py": "exercises.py.txt",
     }
     taken = [path for path in rooms if path.exists()]
     if taken:
@@ -88,9 +96,9 @@ def _enter(method: str, part: str, title: str, root: Path) -> list[Path]:
         text = text.replace(last, f"  - caption: {PARTS[part]}\n    chapters:\n{entry}{last}", 1)
     toc.write_text(text, encoding="utf-8")
     page = api.read_text(encoding="utf-8")
-    api.write_text(
-        page.replace("## Data\n", _MODULE.format(name=f"{part}.{method}") + "## Data\n", 1), encoding="utf-8"
-    )
+    page = page.replace("## Data\n", _MODULE.format(name=f"{part}.{method}") + "## Data\n", 1)
+    page = page.replace("## Checks\n", _CHECKS.format(method=method) + "## Checks\n", 1)
+    api.write_text(page, encoding="utf-8")
     with bibliography.open("a", encoding="utf-8") as file:
         file.write(_ENTRY.format(method=method, title=title))
     return [toc, api, bibliography]

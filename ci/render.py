@@ -23,7 +23,8 @@ def assemble(build: Path) -> tuple[Path, bool]:
     wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml", "CITATION.cff")}
     for folder in ("_static", "_extensions"):
         wanted |= {Path(folder) / path.name: path for path in (ROOT / "book" / folder).iterdir() if path.is_file()}
-    wanted[Path("book/references.bib")] = ROOT / "book" / "references.bib"
+    data = [path for path in (ROOT / "book").iterdir() if path.suffix in (".bib", ".yml")]
+    wanted |= {Path("book") / path.name: path for path in data}
     executed = {f"book/{page}" for page in executed_pages()}
     for page in toc_files():
         if page.startswith("chapters/") or page in executed:

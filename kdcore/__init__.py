@@ -11,14 +11,18 @@ __version__ = "0.1.0"
 
 _GROUND_FLOOR = ("checks", "data", "metrics", "models", "precision", "show", "sources", "study", "training")
 
-PARTS = tuple(sorted({path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")} - {*_GROUND_FLOOR}))
-"""Packages that hold one file per paper; every other submodule is ground floor."""
+_TOP_FLOOR = ("exercises",)
 
-__all__ = ["PARTS", "__version__", *_GROUND_FLOOR, *PARTS]
+PARTS = tuple(
+    sorted({path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")} - {*_GROUND_FLOOR, *_TOP_FLOOR})
+)
+"""Packages that hold one file per paper; the other submodules lie below the methods, or above them (exercises)."""
+
+__all__ = ["PARTS", "__version__", *_GROUND_FLOOR, *PARTS, *_TOP_FLOOR]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _GROUND_FLOOR or name in PARTS:
+    if name in (*_GROUND_FLOOR, *PARTS, *_TOP_FLOOR):
         return import_module(f"kdcore.{name}")
     raise AttributeError(f"module 'kdcore' has no attribute {name!r}")
 

@@ -28,14 +28,23 @@ def call(copy, script: str, *arguments: str) -> subprocess.CompletedProcess:
 def test_new_paper_is_entered_everywhere_and_passes_nothing(copy, part):
     done = call(copy, "new_paper.py", "my_method", part, "My method")
     assert done.returncode == 0, done.stderr
-    for room in (f"kdcore/{part}/my_method.py", f"tests/{part}/test_my_method.py", f"chapters/{part}/my_method.md"):
+    rooms = [f"kdcore/{part}/my_method.py", f"tests/{part}/test_my_method.py", f"chapters/{part}/my_method.md"]
+    for room in [*rooms, "kdcore/exercises/my_method.py"]:
         assert "my_method" in (copy / room).read_text()
     assert f"chapters/{part}/my_method" in (copy / "_toc.yml").read_text()
-    assert f"kdcore.{part}.my_method" in (copy / "book" / "api.md").read_text()
+    for module in (f"kdcore.{part}.my_method", "kdcore.exercises.my_method"):
+        assert f"automodule:: {module}\n" in (copy / "book" / "api.md").read_text()
     assert "{my_method," in (copy / "book" / "references.bib").read_text()
     checked = call(copy, "check_chapters.py", "my_method")
     assert checked.returncode == 1
-    for missing in ("words of prose", "TODO", "fewer than three numbered equations", "never calls", "no paired"):
+    for missing in (
+        "words of prose",
+        "TODO",
+        "fewer than three numbered equations",
+        "never calls",
+        "no paired",
+        "never checks",
+    ):
         assert missing in checked.stdout
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", f"tests/{part}/test_my_method.py"],
