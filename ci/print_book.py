@@ -15,7 +15,8 @@ from pages import ROOT
 from render import assemble
 
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-_LOADED = "() => [...document.images].every(image => image.complete) && !document.querySelector('.math:not(:has(mjx-container))')"
+_LOADED = """() => [...document.images].every(image => image.complete)
+    && !document.querySelector('.math:not(:has(mjx-container))')"""
 
 
 def single_page(build: Path) -> Path:
@@ -39,7 +40,8 @@ def single_page(build: Path) -> Path:
     (source / "conf.py").unlink(missing_ok=True)
     if done.returncode:
         raise RuntimeError("the single page could not be rendered; see the messages above")
-    return target / "book" / "index.html"
+    # Sphinx puts the page where the root document lies, but its links to assets start at the folder above.
+    return (target / "book" / "index.html").replace(target / "book.html")
 
 
 def to_pdf(page: Path, pdf: Path) -> bool:
@@ -55,7 +57,8 @@ def to_pdf(page: Path, pdf: Path) -> bool:
         tab.goto(page.as_uri(), wait_until="load", timeout=120_000)
         tab.wait_for_function(_LOADED, timeout=300_000)
         tab.emulate_media(media="print")
-        tab.pdf(path=str(pdf), format="A4", print_background=True, margin=dict.fromkeys(("top", "bottom", "left", "right"), "15mm"))
+        margin = dict.fromkeys(("top", "bottom", "left", "right"), "15mm")
+        tab.pdf(path=str(pdf), format="A4", print_background=True, margin=margin)
         browser.close()
     return True
 
@@ -68,7 +71,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"One page: {page}")
-    pdf = page.with_name("book.pdf")
+    pdf = page.with_suffix(".pdf")
     if to_pdf(page, pdf):
         print(f"PDF: {pdf} ({pdf.stat().st_size / 1e6:.1f} MB)")
     else:
