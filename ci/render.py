@@ -21,6 +21,7 @@ def assemble(build: Path) -> Path:
     for folder in ("_static", "_extensions"):
         wanted |= {Path(folder) / path.name: path for path in (ROOT / "book" / folder).iterdir() if path.is_file()}
     wanted[Path("book/references.bib")] = ROOT / "book" / "references.bib"
+    wanted |= {Path("book") / path.name: path for path in (ROOT / "book").glob("*.yml")}
     executed = {f"book/{page}" for page in executed_pages()}
     for page in toc_files():
         if page.startswith("chapters/") or page in executed:

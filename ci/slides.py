@@ -24,7 +24,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pages import REPOSITORY, ROOT, chapter_path, title
 
 WIDTH, HEIGHT = 1280, 760
-_LINES = 15  # that a slide holds below its heading
+_LINES = 14  # that a slide holds below its heading
+_ABOVE_PICTURE = 3  # lines that leave room for a figure
 _DOCSTRING = re.compile(r'"""(.+?)\n.*?"""', flags=re.S)
 _SENTENCE = re.compile(r"^\| in a sentence \| (.+) \|$", flags=re.M)
 _DETAILS = re.compile(r"<details>.*?</details>", flags=re.S)
@@ -64,12 +65,14 @@ def blocks(markdown: str) -> list[str]:
 def height(block: str) -> float:
     """Lines that a block takes on a slide, roughly."""
     if block.startswith("$$"):
-        return 3.3
+        return 2.2
     if block.startswith("```"):
-        return 0.56 * sum(1 + len(line) // 120 for line in block.splitlines()[1:-1]) + 0.5
+        return 0.53 * sum(1 + len(line) // 120 for line in block.splitlines()[1:-1]) + 0.5
     if block.startswith("|"):
-        return sum(0.67 * math.ceil(len(row) / 90) + 0.3 for row in block.splitlines()) + 0.5
-    return sum(math.ceil(len(re.sub(r"\]\([^)]*\)", "", line)) / 84) for line in block.splitlines()) + 0.5
+        return sum(0.65 * math.ceil(len(row) / 100) + 0.25 for row in block.splitlines()) + 0.5
+    # A link's address is not seen, and a command of mathematics is about one letter wide.
+    seen = re.sub(r"\\[A-Za-z]+|[{}^_$]", "", re.sub(r"\]\([^)]*\)", "", block))
+    return sum(math.ceil(len(line) / 78) for line in seen.splitlines()) + 0.5
 
 
 def halves(block: str) -> list[str]:
@@ -128,8 +131,10 @@ class Deck:
                     self.slides[-1:-1] = full
 
     def picture(self, output: NotebookNode) -> None:
-        """A figure or slider on a slide of its own."""
-        self.slides.append(Slide(self.section, output=output))
+        """A figure or slider, below a sentence or two, or on a slide of its own."""
+        if self.slides[-1].output is not None or self.slides[-1].used > _ABOVE_PICTURE:
+            self.slides.append(Slide(self.section))
+        self.slides[-1].output = output
 
     def _open(self) -> Slide:
         """The last slide if text can be added to it, else a new one."""
