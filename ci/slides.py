@@ -191,10 +191,15 @@ def slideshow(notebook: NotebookNode, name: str, part: str) -> str:
         cell.source = re.sub(r"\]\(\.\./(\w+/\w+\.ipynb)", rf"]({base}\1", cell.source)
         cell.source = re.sub(r"\]\((\w+\.ipynb)", rf"]({base}{part}/\1", cell.source)
     exporter = SlidesExporter(
-        template_name="slides", extra_template_basedirs=[str(ROOT / "ci" / "templates")],
-        exclude_input_prompt=True, exclude_output_prompt=True, reveal_url_prefix="../assets/reveal", reveal_theme="white",
-        reveal_width=str(WIDTH), reveal_height=str(HEIGHT),
-    )  # fmt: skip
+        template_name="slides",
+        extra_template_basedirs=[str(ROOT / "ci" / "templates")],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        reveal_url_prefix="../assets/reveal",
+        reveal_theme="white",
+        reveal_width=str(WIDTH),
+        reveal_height=str(HEIGHT),
+    )
     made = new_notebook(cells=cells, metadata={"title": name})
     page, _ = exporter.from_notebook_node(made)
     return page
@@ -202,10 +207,8 @@ def slideshow(notebook: NotebookNode, name: str, part: str) -> str:
 
 def copy_assets(folder: Path) -> None:
     """Put reveal.js and MathJax, which two packages of the environment carry, beside the slides."""
-    reveal, mathjax = (
-        Path(importlib.util.find_spec(package).origin).parent / inside
-        for package, inside in {"sphinx_revealjs": "_static/revealjs", "sphinx-mathjax-offline": "static/mathjax"}.items()
-    )
+    reveal = _package_folder("sphinx_revealjs") / "_static" / "revealjs"
+    mathjax = _package_folder("sphinx-mathjax-offline") / "static" / "mathjax"
     wanted = {f"reveal/{name}": reveal / name for name in ("dist", "plugin/notes")}
     wanted |= {f"mathjax/{name}": mathjax / name for name in ("tex-chtml.js", "output/chtml/fonts/woff-v2")}
     for name, origin in wanted.items():
@@ -215,6 +218,10 @@ def copy_assets(folder: Path) -> None:
             shutil.copytree(origin, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.map"))
         else:
             shutil.copy(origin, target)
+
+
+def _package_folder(name: str) -> Path:
+    return Path(importlib.util.find_spec(name).origin).parent
 
 
 def main() -> int:

@@ -11,12 +11,12 @@ from sphinx.util.docutils import SphinxDirective
 def teaching_table(papers):
     """The papers as a Markdown list of goals and a table of times, as lines."""
     titles = {paper["slug"]: f"[{paper['title']}](../chapters/{paper['part']}/{paper['slug']})" for paper in papers}
-    lines = ["| chapter | after | read | run at `quick` | hardware |", "|---|---|---:|---:|---|"]
+    lines = ["| chapter | after | read (min) | run (min) | hardware |", "|---|---|---:|---:|---|"]
     for paper in papers:
         before = ", ".join(titles[slug] for slug in paper["prerequisites"]) or "–"
         minutes = paper["minutes"]
         lines.append(
-            f"| {titles[paper['slug']]} | {before} | {minutes['read']} min | {minutes['run']} min | {paper['hardware']} |"
+            f"| {titles[paper['slug']]} | {before} | {minutes['read']} | {minutes['run']} | {paper['hardware']} |"
         )
     lines += ["", "After each chapter, students can:", ""]
     for paper in papers:

@@ -19,7 +19,7 @@ def announce(minutes: float) -> None:
     """Print one sentence: what a chapter does if its parameters stay as they are, and the hardware found.
 
     Args:
-        minutes: that the chapter takes at `quick` on one core, as in its *At a glance*; less than 1 is "under a minute".
+        minutes: that the chapter takes at `quick` on one core; less than 1 is "under a minute".
 
     Raises:
         ValueError: minutes is not positive.

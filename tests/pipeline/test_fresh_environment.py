@@ -1,4 +1,4 @@
-"""Each chapter's notebook runs where only its first cell was obeyed: nothing else installed, no other chapter's files."""
+"""Each chapter's notebook runs where only its first cell was obeyed, without any other chapter's files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "ci"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "ci"))
 import environment
-from check_chapters import installed_extras
+from check_chapters import ROOT, installed_extras
 
 CHAPTERS = sorted((ROOT / "chapters").glob("*/*.ipynb"))
 
 
 def install(extras: str, folder: Path) -> Path:
-    """Python of a new environment with what `pip install kdcore[extras]` brings, the checkout in place of its address."""
+    """Python of a new environment that holds `kdcore[extras]` from this checkout and what that requires."""
     sources = folder / "checkout"  # a copy, since building a package leaves files beside its sources
     shutil.copytree(ROOT / "kdcore", sources / "kdcore", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
