@@ -254,7 +254,9 @@ def test_notebook_code_takes_cells_without_their_options():
     assert study.notebook_code(f"prose\n{tagged}{plain}{with_block}").split() == ["x", "=", "1", "y", "=", "2"]
 
 
-@pytest.mark.parametrize(("minutes", "length"), [(0.5, "under a minute"), (1, "about a minute"), (2, "about 2 min")])
+@pytest.mark.parametrize(
+    ("minutes", "length"), [(0.5, "under a minute"), (1, "about a minute"), (2, "about 2 minutes")]
+)
 def test_announcement_without_gpu(capsys, monkeypatch, minutes, length):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     study.announce(minutes)
