@@ -9,7 +9,7 @@ NAME ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test unit chapter serve bench pairs paper readme clean
+.PHONY: help environment book test unit chapter handout slides serve bench pairs paper readme clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,6 +40,12 @@ unit: $(STAMP)  ## Only the unit tests.
 chapter: $(STAMP)  ## One chapter: make chapter NAME=spherical_kd PROFILE=cpu PARAMS="-p n_seeds=10".
 	@test -n "$(NAME)" || (echo "error: say which chapter, e.g. make chapter NAME=spherical_kd" >&2; exit 1)
 	@$(BIN)/python ci/execute.py $(NAME) --profile $(PROFILE) $(if $(filter quick,$(PROFILE)),,--results-dir book/records) $(PARAMS)
+
+handout: $(STAMP)  ## A chapter as an assignment, for students and teacher: make handout NAME=spherical_kd.
+	@$(BIN)/python ci/handout.py "$(NAME)"
+
+slides: $(STAMP)  ## A chapter as slides, after `make book`: make slides NAME=kd.
+	@$(BIN)/python ci/slides.py "$(NAME)"
 
 serve: book  ## Build the book and serve it on this machine.
 	@echo "http://127.0.0.1:$(PORT)/"

@@ -25,6 +25,12 @@ GLANCE = ("paper", "in a sentence", "prerequisites", "time", "hardware", "source
 _WORDS = (1500, 3000)
 _REPOSITORY = "https://github.com/kdcore/kdcore/blob/main/"
 _COLAB = "https://colab.research.google.com/github/kdcore/kdcore/blob/main/"
+_FIRST_CELL = re.compile(
+    r"(?:#.*\n)*try:\n    import (?:\w+, )*kdcore(?:, \w+)*\nexcept ImportError:\n"
+    r'    %pip install -q "kdcore\[(?P<extras>[a-z,]+)\] @ git\+https://github\.com/kdcore/kdcore"\n\n'
+    r"from kdcore import study\n\nstudy\.announce\(minutes=(?P<minutes>[\d.]+)\)"
+)
+_RUN_MINUTES = {"under a minute": 0.5, "about a minute": 1, "about two minutes": 2}
 
 
 def check_chapter(path: Path) -> list[str]:
@@ -33,8 +39,8 @@ def check_chapter(path: Path) -> list[str]:
     notebook = jupytext.reads(text, fmt="md:myst")
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    problems = [*_structure(prose), *_parameters(code), *_cells(code), *_mathematics(prose), *_links(path, prose)]
-    problems += _exercises(path, text)
+    problems = [*_structure(prose), *_first_cell(code, prose), *_parameters(code), *_cells(code)]
+    problems += [*_mathematics(prose), *_links(path, prose), *_exercises(path, text)]
     words = len(
         re.findall(r"[A-Za-z][\w'’-]+", re.sub(r"\$\$.*?\$\$|\$[^$]*\$|\(https?:[^)]*\)", " ", prose, flags=re.S))
     )
@@ -63,6 +69,32 @@ def notebook_json(path: Path) -> str:
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "jupytext": {"formats": "ipynb,md:myst"}}
     notebook.metadata["language_info"] = {"name": "python"}
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def installed_extras(path: Path) -> str:
+    """The extras of kdcore that the first cell of a chapter installs, such as "notebook,graphs".
+
+    Raises:
+        ValueError: the first cell is not the one that installs kdcore and announces the profile.
+    """
+    notebook = jupytext.read(path)
+    found = _FIRST_CELL.fullmatch(next(cell.source for cell in notebook.cells if cell.cell_type == "code"))
+    if found is None:
+        raise ValueError(f"{path.name} does not begin with the cell that installs kdcore; see ci/templates.")
+    return found["extras"]
+
+
+def _first_cell(code: list, prose: str) -> list[str]:
+    """The first code cell installs kdcore and announces the run time that the chapter gives at a glance."""
+    found = _FIRST_CELL.fullmatch(code[0].source) if code else None
+    if found is None:
+        return ["must begin with the cell of ci/templates/chapter.md.txt that installs kdcore and calls study.announce"]
+    given = re.search(r"^\| time \|.*?, (.+) to run at `quick` \|$", prose, flags=re.M)
+    if given is None or given.group(1) not in _RUN_MINUTES:
+        return [f"must say in its row 'time' one of {', '.join(_RUN_MINUTES)} 'to run at `quick`'"]
+    if _RUN_MINUTES[given.group(1)] != float(found["minutes"]):
+        return [f"announces {found['minutes']} minutes, but says {given.group(1)!r} at a glance"]
+    return []
 
 
 def _structure(prose: str) -> list[str]:

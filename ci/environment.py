@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ["--editable", f"{ROOT}[book,test]", "--constraint", str(ROOT / "constraints.txt")]
+PACKAGE = ["--editable", f"{ROOT}[book,teach,test]", "--constraint", str(ROOT / "constraints.txt")]
 
 
 def run(*command: str | Path) -> bool:
@@ -23,7 +23,7 @@ def run(*command: str | Path) -> bool:
 
 def find_uv(venv: Path) -> Path | None:
     """The uv command, installed into the environment if it is not on the path."""
-    found = shutil.which("uv")
+    found = shutil.which("uv") or shutil.which("uv", path=Path(sys.executable).parent)
     if found:
         return Path(found)
     if run(venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"):
@@ -31,22 +31,24 @@ def find_uv(venv: Path) -> Path | None:
     return None
 
 
+def create(venv: Path, *packages: str) -> str:
+    """Create a virtual environment that holds these packages; return what went wrong, or nothing."""
+    if not (venv / "bin" / "python").exists() and not run(sys.executable, "-m", "venv", venv):
+        return "the environment could not be created; on Debian, install python3-venv."
+    uv, python = find_uv(venv), venv / "bin" / "python"
+    installer = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
+    if not run(*installer, "--quiet", *packages):
+        return "the packages could not be installed; is a Python package index reachable?"
+    return ""
+
+
 def main() -> int:
     venv = Path(sys.argv[1])
     print(f"Creating the environment in {venv} (a minute or two) …", flush=True)
-    if not (venv / "bin" / "python").exists() and not run(sys.executable, "-m", "venv", venv):
-        print("error: the environment could not be created; on Debian, install python3-venv.", file=sys.stderr)
-        return 1
-    uv = find_uv(venv)
-    python = venv / "bin" / "python"
-    installed = (
-        run(uv, "pip", "install", "--quiet", "--python", python, *PACKAGE)
-        if uv
-        else run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGE)
-    )
-    if not installed:
-        print("error: the packages could not be installed; is a Python package index reachable?", file=sys.stderr)
-    return 0 if installed else 1
+    problem = create(venv, *PACKAGE)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problem else 0
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import yaml
 
+from kdcore.checks import check_choice
 from kdcore.sources import imported_files, notebook_code
 
 ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY = "https://github.com/kdcore/kdcore"
 PROFILES = ("cpu", "gpu")
 
 
@@ -23,6 +25,16 @@ def toc_files(root: Path = ROOT) -> list[str]:
 def chapters(root: Path = ROOT) -> list[str]:
     """The chapters, as part/method."""
     return [page.removeprefix("chapters/") for page in toc_files(root) if page.startswith("chapters/")]
+
+
+def chapter_path(name: str, root: Path = ROOT) -> Path:
+    """The Markdown source of a chapter by its method's name.
+
+    Raises:
+        ValueError: there is no such chapter; names the nearest.
+    """
+    paths = {chapter.split("/")[1]: root / "chapters" / f"{chapter}.md" for chapter in chapters(root)}
+    return paths[check_choice("NAME", name, list(paths))]
 
 
 def executed_pages(root: Path = ROOT) -> list[str]:

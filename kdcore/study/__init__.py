@@ -2,6 +2,7 @@
 
 from kdcore.sources import code_digest, imported_files, notebook_code, repository_root
 from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval
+from kdcore.study.provenance import announce
 from kdcore.study.records import ledger, read_record, record_path, write_record
 from kdcore.study.runner import PROFILES, Study, by_profile
 
@@ -11,6 +12,7 @@ __all__ = [
     "Claim",
     "Study",
     "Verdict",
+    "announce",
     "by_profile",
     "code_digest",
     "imported_files",

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, hardware."""
+"""What a run runs on and was made with: hardware, versions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,33 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["hardware", "versions"]
+from kdcore.checks import check_positive
+
+__all__ = ["announce", "hardware", "versions"]
 
 _REPORTED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "torchmetrics")
+
+
+def announce(minutes: float) -> None:
+    """Print one sentence: what a chapter does if its parameters stay as they are, and the hardware found.
+
+    Args:
+        minutes: that the chapter takes at `quick` on one core; less than 1 is "under a minute".
+
+    Raises:
+        ValueError: minutes is not positive.
+
+    Example:
+        >>> announce(minutes=2)
+        As it is, this chapter runs at profile "quick", which takes about 2 minutes; ...
+    """
+    check_positive(minutes=minutes)
+    length = "under a minute" if minutes < 1 else "about a minute" if minutes == 1 else f"about {minutes:g} minutes"
+    if torch.cuda.is_available():
+        hint = f'{torch.cuda.get_device_name()} found: profile = "gpu" in the next cell makes use of it'
+    else:
+        hint = 'no GPU found, so "cpu" is the largest profile to choose in the next cell'
+    print(f'As it is, this chapter runs at profile "quick", which takes {length}; {hint}.')
 
 
 def versions() -> dict[str, str]:

@@ -252,3 +252,26 @@ def test_notebook_code_takes_cells_without_their_options():
     plain = "\n```python\nno = 1\n```\n"
     with_block = "```{code-cell}\n---\nk: v\n---\ny = 2\n```\n"
     assert study.notebook_code(f"prose\n{tagged}{plain}{with_block}").split() == ["x", "=", "1", "y", "=", "2"]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "length"), [(0.5, "under a minute"), (1, "about a minute"), (2, "about 2 minutes")]
+)
+def test_announcement_without_gpu(capsys, monkeypatch, minutes, length):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    study.announce(minutes)
+    said = capsys.readouterr().out
+    assert said.startswith(f'As it is, this chapter runs at profile "quick", which takes {length}; no GPU found')
+    assert said.count("\n") == 1
+
+
+def test_announcement_names_the_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    study.announce(1)
+    assert 'Tesla T4 found: profile = "gpu" in the next cell' in capsys.readouterr().out
+
+
+def test_announcement_needs_a_time():
+    with pytest.raises(ValueError, match="minutes must be a positive number, got 0"):
+        study.announce(0)
