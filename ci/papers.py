@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
@@ -99,18 +99,21 @@ class Curriculum:
         return {tag: papers for tag, papers in grouped.items() if papers}
 
 
-def load(path: Path, pages: Iterable[str]) -> Curriculum:
-    """Read and check the list of papers.
+def toc_files(root: Path) -> list[str]:
+    """All pages of `_toc.yml`, in order, as paths without extension."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
 
-    Args:
-        path: of `papers.yml`.
-        pages: of the table of contents, in order; papers are sorted by it.
+
+def load(root: Path) -> Curriculum:
+    """Read and check `book/papers.yml` of a project, or of the sources that a build has laid out.
 
     Raises:
         ValueError: the file is not there or no YAML, or an entry is wrong; one line per problem.
     """
+    path, pages = root / "book" / "papers.yml", toc_files(root)
     content = _content(path)
-    found = _problems(content, list(pages))
+    found = _problems(content, pages)
     if found:
         raise ValueError("\n".join(f"{path.name}: {problem}" for problem in found))
     order = {page: place for place, page in enumerate(pages)}
@@ -118,10 +121,10 @@ def load(path: Path, pages: Iterable[str]) -> Curriculum:
     return Curriculum(content["parts"], content["tags"], {paper.slug: paper for paper in papers})
 
 
-def problems(root: Path, pages: Iterable[str]) -> list[str]:
+def problems(root: Path) -> list[str]:
     """What is wrong with the project's list of papers, or differs from its chapters; one line each."""
     try:
-        curriculum = load(root / "book" / "papers.yml", pages)
+        curriculum = load(root)
     except ValueError as error:
         return str(error).splitlines()
     found = []
@@ -152,6 +155,8 @@ def disagreements(paper: Paper, chapter: str) -> list[str]:
         found.append(f"has the title {paper.title!r}, the chapter {title.group(1) if title else None!r}")
     if sorted(linked) != sorted(paper.prerequisites):
         found.append(f"has the prerequisites {paper.prerequisites}, the chapter's row links {linked}")
+    if not paper.tags:
+        found.append("has no tags")
     if "TODO" in f"{paper}":
         found.append("still holds a TODO")
     return found
@@ -223,9 +228,7 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 
 
 def main() -> int:
-    from pages import ROOT, toc_files
-
-    found = problems(ROOT, toc_files())
+    found = problems(Path(__file__).resolve().parent.parent)
     print(*found, f"{len(found)} problems in the list of papers", sep="\n")
     return 1 if found else 0
 

@@ -20,7 +20,10 @@ def assemble(build: Path) -> Path:
     wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml")}
     for folder in ("_static", "_extensions"):
         wanted |= {Path(folder) / path.name: path for path in (ROOT / "book" / folder).iterdir() if path.is_file()}
-    wanted[Path("book/references.bib")] = ROOT / "book" / "references.bib"
+    wanted[Path("_extensions/papers.py")] = ROOT / "ci" / "papers.py"
+    for name in ("references.bib", "papers.yml"):
+        wanted[Path("book") / name] = ROOT / "book" / name
+    wanted |= {Path("book") / path.name: path for path in (build / "records").glob("ledger.*")}  # made by the ledger
     executed = {f"book/{page}" for page in executed_pages()}
     for page in toc_files():
         if page.startswith("chapters/") or page in executed:
