@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import papers
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = (
@@ -176,7 +177,7 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)} {problem}")
             count += 1
     if not options.names:
-        for problem in check_rooms():
+        for problem in check_rooms() + papers.problems(ROOT):
             print(problem)
             count += 1
     print(f"{len(paths)} chapters, {count} problems")
