@@ -149,7 +149,7 @@ def disagreements(paper: Paper, chapter: str) -> list[str]:
         f"says {text!r}, which is not in the chapter's row {row!r}: {rows.get(row, 'no such row')!r}"
         for row, texts in wanted.items()
         for text in texts
-        if text not in rows.get(row, "")
+        if not re.search(rf"(?<!\w){re.escape(text)}", rows.get(row, ""))  # 5 minutes are not 25
     ]
     if title is None or title.group(1) != paper.title:
         found.append(f"has the title {paper.title!r}, the chapter {title.group(1) if title else None!r}")
@@ -214,7 +214,7 @@ def _shape(entry: Any) -> list[str]:
     for field, value in entry.items():
         kind = kinds.get(field, "").split("[")[0]
         if kind and type(value).__name__ != kind:
-            found.append(f"{name}: {field} must be a {kind}, got {value!r}")
+            found.append(f"{name}: {field} must be of type {kind}, got {value!r}")
     if isinstance(entry.get("minutes"), dict) and set(entry["minutes"]) != {"read", "run"}:
         found.append(f"{name}: minutes must have read and run, got {entry['minutes']}")
     if isinstance(entry.get("goals"), list) and len(entry["goals"]) not in (2, 3):
