@@ -42,7 +42,9 @@ def page_digest(name: str, root: Path = ROOT) -> str:
     """Like `chapter_digest` for an executed page of `book/`, which may read every record."""
     path = root / "book" / f"{name}.md"
     code = imported_files(notebook_code(path.read_text(encoding="utf-8")), root / "kdcore")
-    own = _digest(root, [path, root / "book" / "papers.yml", *code, *sorted((root / "book" / "records").glob("*/*/*.json"))])
+    own = _digest(
+        root, [path, root / "book" / "papers.yml", *code, *sorted((root / "book" / "records").glob("*/*/*.json"))]
+    )
     return _combine([own, *(chapter_digest(chapter, root) for chapter in chapters(root))])
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "ci"), str(ROOT / "book" / "_extensions")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "ci"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "_extensions"))
 import curriculum
 import field_map
 import papers
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,10 @@ def test_the_list_agrees_with_every_chapter(loaded):
         (lambda by, new: by["kd"].update(minutes={"read": 25}), "kd: minutes must have read and run"),
         (lambda by, new: by["kd"].update(tags=["output"]), "kd: unknown tag 'output', did you mean 'outputs'?"),
         (lambda by, new: by["kd"].update(tags=[]), "kd has no tags"),
-        (lambda by, new: by["alda"].update(prerequisites=["kdd"]), "alda: unknown prerequisite 'kdd', did you mean 'kd'"),
+        (
+            lambda by, new: by["alda"].update(prerequisites=["kdd"]),
+            "alda: unknown prerequisite 'kdd', did you mean 'kd'",
+        ),
         (lambda by, new: by["kd"].update(source_status="guessed"), "kd: unknown source_status 'guessed'"),
         (lambda by, new: by["kd"].update(part="logit"), "kd: unknown part 'logit', did you mean 'logits'?"),
         (lambda by, new: by["alda"].update(prerequisites=["maxsquare"]), "prerequisites go round in a circle"),

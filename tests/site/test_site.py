@@ -104,12 +104,22 @@ def contrast(page, selector: str) -> float:
 
 
 @pytest.mark.parametrize("visit", [{"color_scheme": "dark"}], indirect=True)
-@pytest.mark.parametrize("path", ["book/index.html", "chapters/foundations/kd.html", "book/ledger.html"])
-def test_dark_mode_is_dark_and_readable(visit, path):
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("book/index.html", ".kdcore-cards a"),
+        ("book/tags.html", "label.kdcore-tag"),
+        ("chapters/foundations/kd.html", "article td"),
+        ("book/ledger.html", "article td"),
+        ("book/ledger.html", "tr.kdcore-supported td:nth-child(4)"),
+        ("book/ledger.html", "tr.kdcore-contradicted td:nth-child(4)"),
+    ],
+)
+def test_dark_mode_is_dark_and_readable(visit, path, most):
     visit.open(path)
     page = visit.page
     assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
-    for selector in ("article p", "article h1", "article td"):
+    for selector in ("article p", "article h1", most):
         assert contrast(page, selector) >= 4.5, selector
 
 

@@ -26,7 +26,11 @@ def claims() -> list[dict]:
     """All claims of all records, with their chapter and profile."""
     folders = (ROOT / "_build" / "records" / "quick", ROOT / "book" / "records")
     records = [json.loads(path.read_text()) for folder in folders for path in folder.rglob("*.json")]
-    return [claim | {name: record[name] for name in ("chapter", "profile")} for record in records for claim in record["claims"]]
+    return [
+        claim | {name: record[name] for name in ("chapter", "profile")}
+        for record in records
+        for claim in record["claims"]
+    ]
 
 
 @pytest.mark.parametrize("visit", [{}, PHONE, NO_SCRIPT, {"color_scheme": "dark"}], indirect=True)
@@ -155,14 +159,16 @@ def test_ledger_sorts_by_difference_with_the_keyboard(ledger):
 
 
 def test_ledger_search_narrows(ledger):
-    visit, column, _ = ledger
+    visit, _, _ = ledger
     visit.page.get_by_role("searchbox").first.fill("temperature")
     shown = visit.page.locator("#ledger tbody tr").all_inner_texts()
     assert 0 < len(shown) < len(claims())
     assert all("temperature" in text.lower() for text in shown)
 
 
-@pytest.mark.parametrize(("name", "value"), [("verdict", "supported"), ("profile", "quick"), ("part", "Domain adaptation")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("verdict", "supported"), ("profile", "quick"), ("part", "Domain adaptation")]
+)
 def test_ledger_filters_by_column_with_the_keyboard(ledger, name, value):
     visit, column, button = ledger
     wanted = column(name).count(value)
