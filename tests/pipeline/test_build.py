@@ -53,7 +53,9 @@ def test_build_reruns_exactly_what_changed(tiny_project):
     index = tiny_project / "_build" / "html" / "book" / "index.html"
     assert "1 claims" not in index.read_text()
     claim = {"chapter": "logits/first", "profile": "quick", "verdict": "undecided"}
-    (tiny_project / "_build" / "records" / "ledger.json").write_text(json.dumps([claim]))
+    ledger = tiny_project / "_build" / "records" / "ledger.json"
+    ledger.parent.mkdir(exist_ok=True)
+    ledger.write_text(json.dumps([claim]))
     subprocess.run([sys.executable, tiny_project / "ci" / "render.py", tiny_project / "_build"], check=True)
     assert "1 claims at" in index.read_text()
 
