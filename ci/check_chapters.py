@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import papers
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,7 +250,7 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)} {problem}")
             count += 1
     if not options.names:
-        for problem in check_rooms() + check_quizzes():
+        for problem in check_rooms() + check_quizzes() + papers.problems(ROOT):
             print(problem)
             count += 1
     print(f"{len(paths)} chapters, {count} problems")

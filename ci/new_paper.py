@@ -7,26 +7,14 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import date
 from pathlib import Path
+
+from papers import load
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "ci" / "templates"
 
-
-PARTS = {
-    "foundations": "Foundations",
-    "logits": "Learning from outputs",
-    "features": "Learning from features",
-    "self_distillation": "Self-supervision and self-distillation",
-    "many_teachers": "Online, multi-teacher, cross-modal",
-    "scarce_data": "Few labels, or no data",
-    "adaptation": "Domain adaptation",
-    "dense": "Segmentation and detection",
-    "compression": "Pruning, quantizing, looking less",
-    "model_zoo": "Merging, scaling and finding models",
-    "graphs_and_text": "Graphs and language",
-    "architectures": "Geometry, experts, generation, audio",
-}
 _MODULE = """### `kdcore.{name}`
 
 ```{{eval-rst}}
@@ -49,18 +37,35 @@ _ENTRY = """@misc{{{method},
   note = {{arXiv TODO}}
 }}
 """
+_PAPER = """
+  - slug: {method}
+    part: {part}
+    title: {title!r}
+    paper: TODO
+    authors: [TODO]
+    year: {year}
+    arxiv: TODO
+    sentence: TODO
+    prerequisites: []
+    minutes: {{read: 25, run: 1}}
+    hardware: any
+    source_status: reconstructed
+    tags: []
+    goals: [TODO, TODO]
+"""
 
 
 def lay_out(method: str, part: str, title: str, root: Path = ROOT) -> list[Path]:
-    """Write module, tests and chapter, and enter the paper in the toc, the API page and the bibliography.
+    """Write module, tests and chapter, and enter the paper in the lists: toc, API page, bibliography, papers.
 
     Raises:
         ValueError: the name is no identifier, the part is unknown, or the paper is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", method):
         raise ValueError(f"NAME must be a lower-case identifier such as my_method, got {method!r}.")
-    if part not in PARTS:
-        raise ValueError(f"PART must be one of {', '.join(PARTS)}, got {part!r}.")
+    parts = {name: entry["title"] for name, entry in load(root).parts.items()}
+    if part not in parts:
+        raise ValueError(f"PART must be one of {', '.join(parts)}, got {part!r}.")
     title = title or method.replace("_", " ").capitalize()
     rooms = {
         root / "kdcore" / part / f"{method}.py": "module.py.txt",
@@ -79,11 +84,11 @@ def lay_out(method: str, part: str, title: str, root: Path = ROOT) -> list[Path]
         path.write_text(text, encoding="utf-8")
     package = root / "kdcore" / part / "__init__.py"
     if not package.exists():
-        package.write_text(f'"""{PARTS[part]}."""\n', encoding="utf-8")
-    return [*rooms, *_enter(method, part, title, root)]
+        package.write_text(f'"""{parts[part]}."""\n', encoding="utf-8")
+    return [*rooms, *_enter(method, part, parts[part], title, root)]
 
 
-def _enter(method: str, part: str, title: str, root: Path) -> list[Path]:
+def _enter(method: str, part: str, caption: str, title: str, root: Path) -> list[Path]:
     """The entries in the lists of papers."""
     toc, api, bibliography = root / "_toc.yml", root / "book" / "api.md", root / "book" / "references.bib"
     text = toc.read_text(encoding="utf-8")
@@ -93,7 +98,7 @@ def _enter(method: str, part: str, title: str, root: Path) -> list[Path]:
         text = text.replace(siblings[-1], siblings[-1] + entry, 1)
     else:
         last = "  - caption: Reference\n"
-        text = text.replace(last, f"  - caption: {PARTS[part]}\n    chapters:\n{entry}{last}", 1)
+        text = text.replace(last, f"  - caption: {caption}\n    chapters:\n{entry}{last}", 1)
     toc.write_text(text, encoding="utf-8")
     page = api.read_text(encoding="utf-8")
     page = page.replace("## Data\n", _MODULE.format(name=f"{part}.{method}") + "## Data\n", 1)
@@ -101,7 +106,10 @@ def _enter(method: str, part: str, title: str, root: Path) -> list[Path]:
     api.write_text(page, encoding="utf-8")
     with bibliography.open("a", encoding="utf-8") as file:
         file.write(_ENTRY.format(method=method, title=title))
-    return [toc, api, bibliography]
+    papers = root / "book" / "papers.yml"
+    with papers.open("a", encoding="utf-8") as file:
+        file.write(_PAPER.format(method=method, part=part, title=title, year=date.today().year))
+    return [toc, api, bibliography, papers]
 
 
 def main() -> int:

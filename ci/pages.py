@@ -6,7 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-import yaml
+import papers
 
 from kdcore.checks import check_choice
 from kdcore.sources import imported_files, notebook_code
@@ -18,8 +18,7 @@ PROFILES = ("cpu", "gpu")
 
 def toc_files(root: Path = ROOT) -> list[str]:
     """All pages of `_toc.yml`, in order, as paths without extension."""
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+    return papers.toc_files(root)
 
 
 def chapters(root: Path = ROOT) -> list[str]:
@@ -57,13 +56,15 @@ def page_digest(name: str, root: Path = ROOT) -> str:
     """Like `chapter_digest` for an executed page of `book/`, which may read every record."""
     path = root / "book" / f"{name}.md"
     code = imported_files(notebook_code(path.read_text(encoding="utf-8")), root / "kdcore")
-    own = _digest(root, [path, *code, *sorted((root / "book" / "records").glob("*/*/*.json"))])
+    own = _digest(
+        root, [path, root / "book" / "papers.yml", *code, *sorted((root / "book" / "records").glob("*/*/*.json"))]
+    )
     return _combine([own, *(chapter_digest(chapter, root) for chapter in chapters(root))])
 
 
 def site_digest(root: Path = ROOT) -> str:
     """Changes when anything that the site is rendered from changes."""
-    sources = [root / "_config.yml", root / "_toc.yml", root / "ci" / "render.py"]
+    sources = [root / "_config.yml", root / "_toc.yml", root / "ci" / "render.py", root / "ci" / "papers.py"]
     sources += sorted(p for p in (root / "book").rglob("*") if p.is_file() and p.suffix != ".pyc")
     sources += sorted((root / "kdcore").rglob("*.py"))
     return _combine([_digest(root, sources), *(chapter_digest(chapter, root) for chapter in chapters(root))])

@@ -25,6 +25,8 @@ def assemble(build: Path) -> tuple[Path, bool]:
         wanted |= {Path(folder) / path.name: path for path in (ROOT / "book" / folder).iterdir() if path.is_file()}
     data = [path for path in (ROOT / "book").iterdir() if path.suffix in (".bib", ".yml")]
     wanted |= {Path("book") / path.name: path for path in data}
+    wanted[Path("_extensions/papers.py")] = ROOT / "ci" / "papers.py"
+    wanted |= {Path("book") / path.name: path for path in (build / "records").glob("ledger.*")}  # made by the ledger
     executed = {f"book/{page}" for page in executed_pages()}
     for page in toc_files():
         if page.startswith("chapters/") or page in executed:

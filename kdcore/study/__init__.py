@@ -1,7 +1,7 @@
 """Studies: profiles, arms and seeds, claims, verdicts, records, the ledger."""
 
 from kdcore.sources import code_digest, imported_files, notebook_code, repository_root
-from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval
+from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval, standardised
 from kdcore.study.provenance import announce
 from kdcore.study.records import ledger, read_record, record_path, write_record
 from kdcore.study.runner import PROFILES, Study, by_profile
@@ -23,5 +23,6 @@ __all__ = [
     "read_record",
     "record_path",
     "repository_root",
+    "standardised",
     "write_record",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -11,7 +12,7 @@ from scipy import stats
 
 from kdcore.checks import check_choice
 
-__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval"]
+__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "standardised"]
 
 VERDICTS = ("supported", "undecided", "contradicted")
 
@@ -109,6 +110,35 @@ def paired_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float
         return mean, mean, mean
     low, high = stats.t.interval(level, len(differences) - 1, mean, error)
     return mean, float(low), float(high)
+
+
+def standardised(low: float, high: float, pairs: int, level: float = 0.95) -> float:
+    """Mean of paired differences in units of their standard deviation, from their interval (Cohen's d for pairs).
+
+    It compares effects on metrics of different units, and does not grow with the number of seeds.
+
+    Args:
+        low, high: ends of the interval, as `paired_interval` returns.
+        pairs: number of differences, at least two.
+        level: coverage of the interval.
+
+    Returns:
+        Mean divided by standard deviation; NaN where all differences are the same.
+
+    Raises:
+        ValueError: fewer than two pairs, or ends in the wrong order.
+
+    Example:
+        >>> mean, low, high = paired_interval(np.array([1.0, 2.0, 3.0]))
+        >>> round(standardised(low, high, pairs=3), 6)
+        2.0
+    """
+    if pairs < 2 or low > high:
+        raise ValueError(f"an interval of at least two pairs is wanted, got [{low}, {high}] of {pairs}.")
+    if low == high:
+        return float("nan")
+    deviation = (high - low) / 2 / float(stats.t.ppf((1 + level) / 2, pairs - 1)) * math.sqrt(pairs)
+    return (low + high) / 2 / deviation
 
 
 def judge(claims: Iterable[Claim], results: pd.DataFrame) -> list[Verdict]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from kdcore.study.claims import standardised
+
 __all__ = ["SCHEMA", "ledger", "read_record", "record_path", "write_record"]
 
 _NUMBER = {"type": "number"}
@@ -122,8 +124,8 @@ def ledger(folders: Iterable[str | Path]) -> pd.DataFrame:
     one in the later folder counts.
 
     Returns:
-        Columns `chapter`, `profile`, `claim`, `statement`, `metric`, `difference`, `low`, `high`, `pairs`,
-        `verdict`, `paper`, `source`, `device`, `date`.
+        Columns `chapter`, `profile`, `claim`, `statement`, `metric`, `difference`, `effect` (see
+        `standardised`), `low`, `high`, `pairs`, `verdict`, `paper`, `source`, `device`, `date`.
 
     Example:
         >>> import tempfile
@@ -138,7 +140,9 @@ def ledger(folders: Iterable[str | Path]) -> pd.DataFrame:
     rows = [
         {"chapter": chapter, "profile": profile}
         | {"claim": claim["id"]}
-        | {name: claim[name] for name in ("statement", "metric", "difference", "low", "high", "pairs", "verdict")}
+        | {name: claim[name] for name in ("statement", "metric", "difference")}
+        | {"effect": standardised(claim["low"], claim["high"], claim["pairs"])}
+        | {name: claim[name] for name in ("low", "high", "pairs", "verdict")}
         | {"paper": claim["paper"], "source": claim["source"]}
         | {"device": record["provenance"]["hardware"]["device"], "date": record["provenance"]["date"]}
         for (chapter, profile), record in sorted(found.items())

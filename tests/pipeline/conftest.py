@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 _HEADER = """---
 jupytext:
@@ -46,16 +47,33 @@ def tiny_project(tmp_path, root) -> Path:
         shutil.copytree(root / "book" / name, project / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(root / "_config.yml", project)
     (project / "book" / "references.bib").write_text("@misc{a,\n title={A},\n year={2000}}\n")
-    (project / "book" / "index.md").write_text("# Index\n\nHello $x^2$.\n")
+    (project / "book" / "index.md").write_text("# Index\n\nHello $x^2$.\n\n```{verdict-counts}\n```\n")
     parts = {"logits": "first", "features": "second"}
     chapters = "".join(f"      - file: chapters/{part}/{method}\n" for part, method in parts.items())
     (project / "_toc.yml").write_text(
         f"format: jb-book\nroot: book/index\nparts:\n  - caption: All\n    chapters:\n{chapters}"
     )
+    (project / "book" / "papers.yml").write_text(yaml.safe_dump(papers(parts)))
     for part, method in parts.items():
         write_chapter(project, part, method, f"from kdcore.{part} import {method}\nprint({method}.VALUE)")
         (project / "kdcore" / part / f"{method}.py").write_text("VALUE = 1\n")
     return project
+
+
+def papers(parts: dict[str, str]) -> dict:
+    """What `papers.yml` says of chapters, part by part, each building on the one before."""
+    methods = list(parts.values())
+    entries = [
+        {
+            "slug": method, "part": part, "title": method, "paper": "A paper", "authors": ["A. Author"], "year": 2000,
+            "arxiv": "0001.00001", "sentence": "do it", "prerequisites": methods[:place][-1:],
+            "minutes": {"read": 1, "run": 1}, "hardware": "any", "source_status": "reconstructed", "tags": ["outputs"],
+            "goals": ["do it", "do it again"],
+        }
+        for place, (part, method) in enumerate(parts.items())
+    ]  # fmt: skip
+    titles = {part: {"title": part.capitalize(), "question": "Why?"} for part in parts}
+    return {"parts": titles, "tags": {"outputs": "compares outputs", "graph": "nodes"}, "papers": entries}
 
 
 def write_chapter(project: Path, part: str, method: str, code: str) -> None:

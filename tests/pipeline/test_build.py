@@ -47,6 +47,18 @@ def test_build_reruns_exactly_what_changed(tiny_project):
     page = (tiny_project / "_build" / "html" / "chapters" / "logits" / "first.html").read_text()
     assert ">2\n</pre>" in page
 
+    assert "leads to" in page
+
+    # The ledger's claims are new, no page of Markdown is: the index is read again all the same.
+    index = tiny_project / "_build" / "html" / "book" / "index.html"
+    assert "1 claims" not in index.read_text()
+    claim = {"chapter": "logits/first", "profile": "quick", "verdict": "undecided"}
+    ledger = tiny_project / "_build" / "records" / "ledger.json"
+    ledger.parent.mkdir(exist_ok=True)
+    ledger.write_text(json.dumps([claim]))
+    subprocess.run([sys.executable, tiny_project / "ci" / "render.py", tiny_project / "_build"], check=True)
+    assert "1 claims at" in index.read_text()
+
     notebook = json.loads((tiny_project / "_build" / "executed" / "chapters" / "logits" / "first.ipynb").read_text())
     assert notebook["metadata"]["kdcore"]["page"] == "logits/first"
     assert str(tiny_project) not in json.dumps(notebook)

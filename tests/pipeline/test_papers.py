@@ -35,6 +35,11 @@ def test_new_paper_is_entered_everywhere_and_passes_nothing(copy, part):
     for module in (f"kdcore.{part}.my_method", "kdcore.exercises.my_method"):
         assert f"automodule:: {module}\n" in (copy / "book" / "api.md").read_text()
     assert "{my_method," in (copy / "book" / "references.bib").read_text()
+    assert "  - slug: my_method\n" in (copy / "book" / "papers.yml").read_text()
+    listed = call(copy, "papers.py")
+    assert listed.returncode == 1
+    for missing in ("my_method still holds a TODO", "my_method has no tags"):
+        assert missing in listed.stdout
     checked = call(copy, "check_chapters.py", "my_method")
     assert checked.returncode == 1
     for missing in (

@@ -104,12 +104,22 @@ def contrast(page, selector: str) -> float:
 
 
 @pytest.mark.parametrize("visit", [{"color_scheme": "dark"}], indirect=True)
-@pytest.mark.parametrize("path", ["book/index.html", "chapters/foundations/kd.html", "book/ledger.html"])
-def test_dark_mode_is_dark_and_readable(visit, path):
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("book/index.html", ".kdcore-cards a"),
+        ("book/tags.html", "label.kdcore-tag"),
+        ("chapters/foundations/kd.html", "article td"),
+        ("book/ledger.html", "article td"),
+        ("book/ledger.html", "tr.kdcore-supported td:nth-child(4)"),
+        ("book/ledger.html", "tr.kdcore-contradicted td:nth-child(4)"),
+    ],
+)
+def test_dark_mode_is_dark_and_readable(visit, path, most):
     visit.open(path)
     page = visit.page
     assert page.evaluate("() => document.documentElement.dataset.theme") == "dark"
-    for selector in ("article p", "article h1", "article td"):
+    for selector in ("article p", "article h1", most):
         assert contrast(page, selector) >= 4.5, selector
 
 
@@ -136,24 +146,11 @@ def test_buttons_point_at_files_that_exist(visit, path):
 @pytest.mark.parametrize("path", PAGES)
 def test_links_within_the_site_lead_somewhere(visit, path):
     visit.open(path)
-    links = visit.page.locator("article a[href]").evaluate_all("all => all.map(a => a.href)")
+    links = visit.page.locator("article a[href]").evaluate_all(  # those in drawings have no plain href
+        "all => all.map(a => new URL(a.getAttribute('href'), document.baseURI).href)"
+    )
     for link in {link.split("#")[0] for link in links if link.startswith(visit.base)}:
         assert (SITE / urlparse(link).path.lstrip("/")).exists(), link
-
-
-def test_ledger_has_every_claim_and_sorts(visit):
-    visit.open("book/ledger.html")
-    rows = visit.page.locator(".sortable tbody tr")
-    records = [*(ROOT / "_build" / "records").glob("quick/*/*.json"), *(ROOT / "book" / "records").glob("*/*/*.json")]
-    assert rows.count() == sum(len(json.loads(path.read_text())["claims"]) for path in records)
-    heading = visit.page.locator(".sortable th").nth(4)
-    heading.focus()
-    heading.press("Enter")
-    values = [float(text) for text in visit.page.locator(".sortable tbody tr td:nth-child(5)").all_inner_texts()]
-    assert values == sorted(values)
-    heading.press("Enter")
-    values = [float(text) for text in visit.page.locator(".sortable tbody tr td:nth-child(5)").all_inner_texts()]
-    assert values == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize("path", PAGES)

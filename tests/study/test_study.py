@@ -218,6 +218,20 @@ def test_ledger_has_a_row_per_claim_and_later_folders_win(tmp_path):
     assert table["date"].iloc[0] == "2001-01-01" != table["date"].iloc[1]
 
 
+def test_ledger_has_the_mean_in_units_of_the_standard_deviation(tmp_path):
+    record = finished_record(tmp_path)
+    values = pd.DataFrame(record["results"]).pivot(index="seed", columns="arm", values="value")
+    entry, effect = record["claims"][0], study.ledger([tmp_path])["effect"].iloc[0]
+    differences = values[entry["better"]] - values[entry["than"]]
+    assert effect == pytest.approx(differences.mean() / differences.std(ddof=1))
+
+
+def test_effect_of_equal_differences_is_not_a_number_and_bad_intervals_are_refused():
+    assert np.isnan(study.standardised(1.0, 1.0, pairs=5))
+    with pytest.raises(ValueError, match=r"at least two pairs is wanted, got \[0.0, 1.0\] of 1"):
+        study.standardised(0.0, 1.0, pairs=1)
+
+
 def test_imported_files_follow_the_static_graph():
     files = {path.name for path in study.imported_files("%pip install x\nfrom kdcore.foundations.kd import soften")}
     assert {"__init__.py", "kd.py", "checks.py"} == files
