@@ -9,7 +9,7 @@ NAME ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test unit chapter handout slides serve bench pairs paper readme clean
+.PHONY: help environment book test unit chapter handout slides serve print bench pairs paper readme clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ slides: $(STAMP)  ## A chapter as slides, after `make book`: make slides NAME=kd
 serve: book  ## Build the book and serve it on this machine.
 	@echo "http://127.0.0.1:$(PORT)/"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+print: $(STAMP)  ## The built book as one page and, with Chromium, as a PDF in _build/print.
+	@$(BIN)/python ci/print_book.py _build
 
 bench: $(STAMP)  ## Measure the training loop and the losses, as ratios.
 	@$(BIN)/python ci/bench.py

@@ -159,6 +159,9 @@ def _cells(code: list) -> list[str]:
         ".finish(",
     )
     problems += [f"never calls {call}…)" for call in wanted if call not in text]
+    captions = re.findall(r'show\.slider\(.*?caption="([^"]*)"', text, flags=re.S)
+    if len(captions) < text.count("show.slider(") or any(len(caption) < 60 for caption in captions):
+        problems.append("has a slider whose caption does not say what to look for (60 characters or more)")
     if text.count("show.picture(") < 4:
         problems.append("has fewer than four figures")
     for number, cell in enumerate(code):

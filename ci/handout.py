@@ -26,7 +26,6 @@ _EXERCISE = re.compile(r"^(?=\d+\. \*)", flags=re.M)
 _NUMBER = re.compile(r"(\d+)\. \*([^*]+?)\.\*")
 _POINTS = {"Recall": 1, "By hand": 2, "Code, checked": 3}  # and what is open:
 _OPEN_POINTS = 4
-_STUB = "# Your answer goes here.\nraise NotImplementedError()"
 
 
 @dataclass
@@ -96,14 +95,6 @@ def split_answer(source: str) -> tuple[str, str]:
     return "\n".join(lines[first:end]), f"{rest}\n\n\n{check}" if rest else check
 
 
-def without_body(function: str) -> str:
-    """The first lines of a function, its docstring, and an error in place of the rest."""
-    node = ast.parse(function).body[0]
-    documented = ast.get_docstring(node) is not None
-    kept = function.splitlines()[: node.body[0].end_lineno if documented else node.body[0].lineno - 1]
-    return "\n".join([*kept, *(f"    {line}" for line in _STUB.splitlines())])
-
-
 def grading(identity: str, *, grade: bool = False, solution: bool = False, points: int = 0) -> dict:
     """Metadata of a cell for nbgrader; what is no answer is locked."""
     fields = {"schema_version": 3, "grade_id": identity, "grade": grade, "solution": solution, "task": False}
@@ -120,10 +111,9 @@ def exercise_cells(method: str, exercise: Exercise, teacher: bool) -> list[Noteb
         metadata = grading(identity, grade=True, solution=True, points=exercise.points)
         return [question, new_markdown_cell(answer or "*An open question.*", metadata=metadata)]
     shown, check = split_answer(exercise.code)
-    folded = _PYTHON.search(exercise.solution)
-    # Where no solution is folded away, the chapter's cell holds it.
-    solved, skeleton = (folded[1].strip(), shown) if folded else (shown, without_body(shown))
-    answer = f"### BEGIN SOLUTION\n{solved}\n### END SOLUTION" if teacher else skeleton
+    solved = "\n\n\n".join(code.strip() for code in _PYTHON.findall(exercise.solution))
+    remark = "\n".join(f"# {line}" for line in _PYTHON.sub("", exercise.solution).split("\n") if line.strip())
+    answer = f"### BEGIN SOLUTION\n{solved}\n{remark}\n### END SOLUTION" if teacher else shown
     return [
         question,
         new_code_cell(answer, metadata=grading(identity, solution=True)),

@@ -35,6 +35,15 @@ class Exercise:
             the gradient that arrives at it is compared too.
         right: the right function, from the method's own module.
         mistakes: functions that are wrong in one way, by the hint that says which.
+
+    Example:
+        >>> double = Exercise(
+        ...     cases=[{"x": torch.tensor([1.0, 2.0])}],
+        ...     right=lambda x: 2 * x,
+        ...     mistakes={"This is the square.": lambda x: x * x},
+        ... )
+        >>> double.right(*double.cases[0].values())
+        tensor([2., 4.])
     """
 
     cases: Sequence[Case]

@@ -23,7 +23,7 @@ _BASELINES = {
 }
 _METHOD = "#D55E00"
 _OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#117733", "#882255", "#999933")
-VERDICT_COLOURS = {"supported": "#117733", "undecided": "#777777", "contradicted": "#AA2222"}
+VERDICT_COLOURS = {"supported": "#117733", "undecided": "#6b6b6b", "contradicted": "#AA2222"}
 """Of verdicts, everywhere."""
 
 

@@ -149,3 +149,15 @@ def test_doctests_are_part_of_the_tests(root):
     options = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
     assert "--doctest-modules" in options["addopts"]
     assert "kdcore" in options["testpaths"]
+
+
+def test_every_entry_of_the_bibliography_has_authors_year_and_a_place(root):
+    text = (root / "book" / "references.bib").read_text(encoding="utf-8")
+    entries = re.findall(r"^@\w+\{([^,]+),\n(.*?)^\}", text, flags=re.M | re.S)
+    assert len(entries) >= len(list((root / "chapters").glob("*/*.md")))
+    for key, body in entries:
+        fields = dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", body, flags=re.M))
+        assert {"author", "title", "year"} <= set(fields), key
+        assert re.fullmatch(r"\d{4}", fields["year"]), key
+        has_place = any(name in fields for name in ("journal", "booktitle", "publisher", "eprint", "school"))
+        assert has_place or "arXiv" in fields.get("note", ""), key

@@ -170,3 +170,27 @@ def test_recorded_says_when_there_is_nothing(displayed, tmp_path, monkeypatch):
 def test_source_shows_the_package_and_nothing_pasted(displayed):
     show.source(show.say)
     assert displayed[0][1].startswith("```python\ndef say(text: str)")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2): what is left of a colour in grey."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stay_visible_in_grey():
+    arms = ["teacher", "CE", "KD", "method", *"abcdefgh"]
+    for arm, colour in show.palette(arms, method="method").items():
+        assert 1.05 / (luminance(colour) + 0.05) >= 2.2, f"{arm} {colour} is too light on white"
+    for colour in show.VERDICT_COLOURS.values():
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+
+
+def test_lines_are_told_apart_without_colour():
+    frame = pd.DataFrame({"arm": ["a", "a", "b", "b"], "x": [1, 2, 1, 2], "y": [1.0, 2.0, 1.0, 3.0]})
+    axes = show.curves(frame, "x", "y", {"a": "#0072B2", "b": "#D55E00"}).axes[0]
+    assert sorted(text.get_text() for text in axes.texts) == ["a", "b"]
+    results = pd.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "metric": "m", "value": [1.0, 2, 3, 4]})
+    axes = show.scores(results, "m", {"a": "#0072B2", "b": "#D55E00"}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
