@@ -1,4 +1,4 @@
-"""Measure speed as ratios within one run: our loop against hand-written ones, losses against plain distillation.
+"""Measure speed as ratios within one run: our loop against hand-written ones; and how soon a page shows.
 
     python ci/bench.py [--rounds 5]
 
@@ -8,11 +8,13 @@ Each ratio is the median over rounds in which the two sides take turns, so that 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +173,30 @@ def import_time(rounds: int) -> None:
     print(f"{'import':14s} {'kdcore beyond torch, seconds':52s} {value:5.2f}  (<= 0.5)")
 
 
+def first_view(rounds: int) -> None:
+    """Seconds until Chromium first shows something of the largest chapter, from local disk."""
+    site = Path(__file__).resolve().parent.parent / "_build" / "html"
+    chapters = sorted(site.glob("chapters/*/*.html"), key=lambda path: path.stat().st_size)
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chapters or chromium is None:
+        print("first view of a page: not measured, which takes a built book and Chromium")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        times = []
+        for _ in range(rounds):
+            page = browser.new_page()
+            page.goto(chapters[-1].as_uri(), wait_until="load")
+            page.wait_for_function("() => performance.getEntriesByName('first-contentful-paint').length")
+            times.append(page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            page.close()
+        browser.close()
+    label = f"first view of {chapters[-1].stem}, seconds"
+    print(f"{'page':14s} {label:52s} {statistics.median(times) / 1000:5.2f}  (<= 1)")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -179,6 +205,7 @@ def main() -> int:
     import_time(rounds)
     loops(rounds)
     options(rounds)
+    first_view(rounds)
     return 0
 
 
