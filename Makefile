@@ -32,7 +32,7 @@ test: $(STAMP)  ## Everything: lint, types, imports, tests, chapters, the site i
 	$(BIN)/python ci/check_chapters.py
 	$(BIN)/python -m pytest -n auto --ignore tests/site
 	$(BIN)/python ci/build.py
-	$(BIN)/python -m pytest tests/site
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/site
 
 unit: $(STAMP)  ## Only the unit tests.
 	$(BIN)/python -m pytest -n auto --ignore tests/site --ignore tests/pipeline

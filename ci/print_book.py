@@ -40,6 +40,7 @@ def single_page(build: Path) -> Path:
     (source / "conf.py").unlink(missing_ok=True)
     if done.returncode:
         raise RuntimeError("the single page could not be rendered; see the messages above")
+    (target / "searchindex.js").touch()  # the page asks for it, but a single page has none
     # Sphinx puts the page where the root document lies, but its links to assets start at the folder above.
     return (target / "book" / "index.html").replace(target / "book.html")
 

@@ -58,6 +58,13 @@ def _append(app, doctree, document):
     next(iter(doctree.findall(nodes.section))).append(nodes.raw("", box, format="html"))
 
 
+def _repair_list(app, pagename, templatename, context, doctree):
+    """Docutils calls the bibliography a list but its entries something else, which a screen reader cannot follow."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+
+
 def setup(app):
     app.connect("doctree-resolved", _append)
+    app.connect("html-page-context", _repair_list)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,6 +5,7 @@ themselves: no kernel and no JavaScript is needed.
 """
 
 from difflib import get_close_matches
+from html import escape
 from pathlib import Path
 
 import jsonschema
@@ -86,7 +87,9 @@ class Quiz(SphinxDirective):
 
     def _choice(self, name, identifier, choice):
         box = self._tag("div", {"class": "kdcore-choice"})
-        box += nodes.raw("", f'<input type="radio" name="{name}" id="{identifier}"/>', format="html")
+        # A label that is all formula has no words that a screen reader is sure to find.
+        spoken = f' aria-label="{escape(choice["text"].strip("$"))}"' if choice["text"].startswith("$") else ""
+        box += nodes.raw("", f'<input type="radio" name="{name}" id="{identifier}"{spoken}/>', format="html")
         box += self._tag("label", {"for": identifier}, choice["text"])
         word, kind = ("Right.", "right") if "right" in choice else ("Not so.", "wrong")
         box += self._tag("p", {"class": f"kdcore-why kdcore-{kind}", "role": "status"}, f"**{word}** {choice['why']}")

@@ -24,8 +24,9 @@ PHONE, NO_SCRIPT = {"viewport": {"width": 390, "height": 844}}, {"java_script_en
 
 def claims() -> list[dict]:
     """All claims of all records, with their chapter and profile."""
-    folders = (ROOT / "_build" / "records" / "quick", ROOT / "book" / "records")
-    records = [json.loads(path.read_text()) for folder in folders for path in folder.rglob("*.json")]
+    built, committed = ROOT / "_build" / "records", ROOT / "book" / "records"
+    paths = [*built.glob("quick/*/*.json"), *committed.glob("cpu/*/*.json"), *committed.glob("gpu/*/*.json")]
+    records = [json.loads(path.read_text()) for path in paths]
     return [
         claim | {name: record[name] for name in ("chapter", "profile")}
         for record in records
