@@ -150,13 +150,17 @@ def ledger(visit):
 
 
 def test_ledger_sorts_by_difference_with_the_keyboard(ledger):
-    _, column, button = ledger
+    visit, column, button = ledger
     for falling in (True, False):
         button("difference", "order").focus()
         button("difference", "order").press("Enter")
-        values = [float(text) for text in column("difference")]
-        assert len(values) == len(claims())
-        assert values == sorted(values, reverse=falling)
+        wanted = sorted(map(float, column("difference")), reverse=falling)
+        for _ in range(50):  # the table is drawn after the key has been handled
+            if [float(text) for text in column("difference")] == wanted:
+                break
+            visit.page.wait_for_timeout(100)
+        assert [float(text) for text in column("difference")] == wanted
+        assert len(wanted) == len(claims())
 
 
 def test_ledger_search_narrows(ledger):
