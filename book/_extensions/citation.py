@@ -44,7 +44,8 @@ def place_in_bibliography(citations, arxiv: str) -> str:
 
 
 def _append(app, doctree, document):
-    if not document.startswith("chapters/") or app.builder.format != "html":
+    has_bibliography = "book/bibliography" in app.env.found_docs
+    if not (document.startswith("chapters/") and has_bibliography and app.builder.format == "html"):
         return
     links = [link.get("refuri", "") for link in doctree.findall(nodes.reference)]
     arxiv = next(found.group(1) for found in (re.search(r"arxiv.org/abs/(\d+\.\d+)", link) for link in links) if found)

@@ -45,7 +45,8 @@ def tiny_project(tmp_path, root) -> Path:
     shutil.copytree(root / "kdcore", project / "kdcore", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_static", "_extensions"):
         shutil.copytree(root / "book" / name, project / "book" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "_config.yml", project)
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(root / name, project)
     (project / "book" / "references.bib").write_text("@misc{a,\n title={A},\n year={2000}}\n")
     (project / "book" / "index.md").write_text("# Index\n\nHello $x^2$.\n\n```{verdict-counts}\n```\n")
     parts = {"logits": "first", "features": "second"}
