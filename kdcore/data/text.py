@@ -107,7 +107,7 @@ def encode(sentences: Iterable[str], vocabulary: Mapping[str, int], length: int)
 def sst2(
     data_dir: str | Path | None = None, *, length: int = 32, min_count: int = 2, device: torch.device | str = "cpu"
 ) -> TextDataset:
-    """SST-2: 6,919 + 1,820 sentences of film reviews and 871 for validation, negative (0) or positive (1).
+    """SST-2: 6,920 + 1,821 sentences of film reviews and 872 for validation, negative (0) or positive (1).
 
     Args:
         data_dir: folder that holds `SST2/{train,dev,test}.tsv`, a sentence and a label per line; see `data_folders`
