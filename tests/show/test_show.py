@@ -100,6 +100,14 @@ def test_data_figures_draw():
     assert sum(len(panel.images) for panel in grid.axes) == 7
 
 
+def test_panels_side_by_side_are_wrapped_to_scroll_and_a_single_one_is_not(displayed):
+    for columns in (1, 2):
+        show.picture(show.figure(columns)[0], "panels")
+    one, two = (page for _, page in displayed)
+    assert "kdcore-wide" not in one
+    assert two.startswith('<div class="kdcore-wide" tabindex="0"')
+
+
 def test_picture_has_alternative_text_and_a_real_image(displayed):
     figure, (axes,) = show.figure()
     axes.plot([0, 1])
