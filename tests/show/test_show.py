@@ -100,6 +100,14 @@ def test_data_figures_draw():
     assert sum(len(panel.images) for panel in grid.axes) == 7
 
 
+def test_panels_side_by_side_are_wrapped_to_scroll_and_a_single_one_is_not(displayed):
+    for columns in (1, 2):
+        show.picture(show.figure(columns)[0], "panels")
+    one, two = (page for _, page in displayed)
+    assert "kdcore-wide" not in one
+    assert two.startswith('<div class="kdcore-wide" tabindex="0"')
+
+
 def test_picture_has_alternative_text_and_a_real_image(displayed):
     figure, (axes,) = show.figure()
     axes.plot([0, 1])
@@ -194,3 +202,17 @@ def test_lines_are_told_apart_without_colour():
     results = pd.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "metric": "m", "value": [1.0, 2, 3, 4]})
     axes = show.scores(results, "m", {"a": "#0072B2", "b": "#D55E00"}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_differences_are_coloured_by_the_side_of_zero_they_lie_on():
+    table = pd.DataFrame(
+        [("A", 2.0, 1.0, 3.0), ("B", 0.1, -1.0, 1.2), ("C", -2.0, -3.0, -1.0)],
+        columns=["arm", "difference", "low", "high"],
+    )
+    drawn = show.differences(table, "KD", "accuracy (points)")
+    axes = drawn.axes[0]
+    names = {colour: verdict for verdict, colour in show.VERDICT_COLOURS.items()}
+    intervals = [line for line in axes.lines if len(set(line.get_ydata())) == 1]
+    assert [names[line.get_color()] for line in intervals] == ["supported", "undecided", "contradicted"]
+    assert list(intervals[0].get_xdata()) == [1.0, 3.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "C"]
