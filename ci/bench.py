@@ -12,7 +12,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdcore import data, models, training
+from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
+from kdcore.logits.spherical_kd import SphericalDistillation
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -95,17 +95,8 @@ def usual(rows: Arrays, teacher: nn.Module, student: nn.Module, augmented: bool 
 
 
 def ratio(first: Callable[[], None], second: Callable[[], None], rounds: int) -> float:
-    """Median over rounds of the time of `first` by that of `second`, after one round to warm up."""
-    ratios = []
-    for number in range(rounds + 1):
-        times = []
-        for side in (first, second):
-            began = time.perf_counter()
-            side()
-            times.append(time.perf_counter() - began)
-        if number:
-            ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
+    """Time of `first` in units of that of `second`."""
+    return study.relative_costs({"second": second, "first": first}, rounds)["first"]
 
 
 def loops(rounds: int) -> None:
@@ -161,6 +152,20 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
     return ratio(one_by_one, lambda: [gradient(stacked) for _ in range(50)], rounds)
 
 
+def method_costs(rounds: int) -> None:
+    """A training step of each method of the part `logits` in units of plain distillation's."""
+    rows = training.with_teacher(images("digits"), networks()[0])
+    losses = {"kd": KnowledgeDistillation(), "spherical_kd": SphericalDistillation()}
+    learners = {method: training.Distillation(networks()[1], loss) for method, loss in losses.items()}
+
+    def steps(learner: training.Learner) -> Callable[[], object]:
+        return lambda: training.fit(learner, rows, training.Budget(steps=40, batch_size=_BATCH))
+
+    costs = study.relative_costs({method: steps(learner) for method, learner in learners.items()}, rounds)
+    for method, cost in costs.items():
+        print(f"{'digits':14s} {'a step / a step of KD: ' + method:52s} {cost:5.2f}  (<= 1.5)", flush=True)
+
+
 def import_time(rounds: int) -> None:
     """Seconds that `import kdcore` and its first method add to `import torch`."""
 
@@ -205,6 +210,7 @@ def main() -> int:
     import_time(rounds)
     loops(rounds)
     options(rounds)
+    method_costs(rounds)
     first_view(rounds)
     return 0
 

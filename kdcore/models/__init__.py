@@ -6,6 +6,7 @@ from kdcore.models.inspect import features, flops, latency, parameter_count
 from kdcore.models.mlp import MLP
 from kdcore.models.resnet import ResNet
 from kdcore.models.staged import StagedNetwork
+from kdcore.models.text import TextEncoder
 from kdcore.models.unet import UNet
 from kdcore.models.vit import VisionTransformer
 
@@ -15,6 +16,7 @@ __all__ = [
     "GraphNetwork",
     "ResNet",
     "StagedNetwork",
+    "TextEncoder",
     "UNet",
     "VisionTransformer",
     "features",

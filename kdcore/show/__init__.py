@@ -1,6 +1,16 @@
 """Figures, tables, sentences with numbers, and sliders, in one style."""
 
-from kdcore.show.figures import confusion_map, curves, embedding, image_grid, plane, scores, verdict_map, verdicts
+from kdcore.show.figures import (
+    confusion_map,
+    curves,
+    differences,
+    embedding,
+    image_grid,
+    plane,
+    scores,
+    verdict_map,
+    verdicts,
+)
 from kdcore.show.output import markdown_table, picture, say, signed, source, table
 from kdcore.show.reports import claims, recorded, summary
 from kdcore.show.slider import slider, slider_html
@@ -11,6 +21,7 @@ __all__ = [
     "claims",
     "confusion_map",
     "curves",
+    "differences",
     "embedding",
     "figure",
     "image_grid",

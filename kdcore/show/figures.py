@@ -15,7 +15,17 @@ from kdcore.show.output import signed
 from kdcore.show.style import VERDICT_COLOURS, figure
 from kdcore.study.claims import Verdict, paired_interval
 
-__all__ = ["confusion_map", "curves", "embedding", "image_grid", "plane", "scores", "verdict_map", "verdicts"]
+__all__ = [
+    "confusion_map",
+    "curves",
+    "differences",
+    "embedding",
+    "image_grid",
+    "plane",
+    "scores",
+    "verdict_map",
+    "verdicts",
+]
 
 
 def scores(
@@ -59,6 +69,45 @@ def scores(
     axes.set_yticks(places, list(colours))
     axes.set_ylim(len(colours) - 0.5, -0.7)
     axes.set_xlabel(label or metric)
+    axes.grid(axis="y", visible=False)
+    return axes.figure  # type: ignore[return-value]
+
+
+def differences(table: pd.DataFrame, reference: str, label: str, *, axes: Axes | None = None) -> Figure:
+    """Paired differences from a reference with their 95 % intervals, the largest at the top.
+
+    Intervals above zero are green, those below it red, those that hold zero grey.
+
+    Args:
+        table: as `study.paired_differences` returns.
+        reference: name of the arm at zero.
+        label: of the axis, with unit.
+        axes: panel to draw in; a new figure if left out.
+
+    Example:
+        >>> table = pd.DataFrame({"arm": ["DHKD"], "difference": [2.0], "low": [0.5], "high": [3.5]})
+        >>> differences(table, "KD", "accuracy (points)").axes[0].get_xlabel()
+        'accuracy (points), difference from KD'
+    """
+    if axes is None:
+        _, (axes,) = figure(height=0.9 + 0.4 * len(table))
+    for place, row in enumerate(table.to_dict("records")):
+        verdict = "supported" if row["low"] > 0 else "contradicted" if row["high"] < 0 else "undecided"
+        colour = VERDICT_COLOURS[verdict]
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
+        axes.scatter([row["difference"]], [place], s=60, color=colour, edgecolor="white", zorder=3)
+        axes.annotate(
+            signed(row["difference"]),
+            (row["difference"], place),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.axvline(0, color="#333333", linewidth=1)
+    axes.set_yticks(range(len(table)), list(table["arm"]))
+    axes.set_ylim(len(table) - 0.5, -0.7)
+    axes.set_xlabel(f"{label}, difference from {reference}")
     axes.grid(axis="y", visible=False)
     return axes.figure  # type: ignore[return-value]
 

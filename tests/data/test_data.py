@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pickle
 import zipfile
 from io import BytesIO
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kdcore import data
-from kdcore.data import Arrays, benchmarks, dataset, graphs
+from kdcore.data import Arrays, benchmarks, dataset, graphs, text
 
 
 @pytest.fixture
@@ -284,3 +285,46 @@ def test_data_folders_come_in_the_order_promised(tmp_path, monkeypatch):
     (tmp_path / "_config.yml").write_text("")
     wanted = [tmp_path / "given", tmp_path / "variable", tmp_path / "data"]
     assert dataset.data_folders(tmp_path / "given") == wanted
+
+
+def test_vocabulary_counts_words_and_orders_them():
+    sentences = ["b a b", "A c", "d"]
+    assert data.build_vocabulary(sentences) == {"a": 2, "b": 3, "c": 4, "d": 5}
+    assert data.build_vocabulary(sentences, min_count=2) == {"a": 2, "b": 3}
+    with pytest.raises(ValueError, match="min_count must be"):
+        data.build_vocabulary(sentences, min_count=0)
+
+
+def test_sentences_are_cut_padded_and_unknown_words_marked():
+    tokens = data.encode(["one two three", "two", ""], {"one": 2, "two": 3}, length=2)
+    assert tokens.tolist() == [[2, 3], [3, data.PADDING], [data.PADDING, data.PADDING]]
+    assert data.encode(["nine"], {"one": 2}, 1).item() == data.UNKNOWN
+    with pytest.raises(ValueError, match="at least one sentence"):
+        data.encode([], {}, 4)
+    with pytest.raises(ValueError, match="length must be"):
+        data.encode(["one"], {}, 0)
+
+
+def test_sst2_is_read_from_disk_its_words_come_from_training_only_and_corruption_is_named(tmp_path, monkeypatch):
+    (tmp_path / "SST2").mkdir()
+    lines = {"train": 'a "good film\t1\na bad film\t0\n', "dev": "good\t1\n", "test": "dreadful film\t0\n"}
+    hashes = {}
+    for part, content in lines.items():
+        file = tmp_path / "SST2" / f"{part}.tsv"
+        file.write_text(content, encoding="utf-8")
+        hashes[f"SST2/{part}.tsv"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"train\.tsv is corrupt \(SHA-256"):
+        data.sst2(tmp_path)
+    monkeypatch.setattr(text, "_SST2_FILES", hashes)
+    loaded = data.sst2(tmp_path, length=3, min_count=1)
+    assert loaded.vocabulary == ("", "?", "a", "film", '"good', "bad")
+    assert loaded.train.inputs.tolist() == [[2, 4, 3], [2, 5, 3]]
+    assert loaded.train.labels.tolist() == [1, 0]
+    assert loaded.test.inputs.tolist() == [[data.UNKNOWN, 3, data.PADDING]]
+    assert loaded.validation.labels.tolist() == [1]
+    assert loaded.read(1) == "a bad film"
+
+
+def test_missing_sst2_says_what_to_put_where(offline):
+    with pytest.raises(data.MissingDataError, match=rf"SST2/train\.tsv.*into {offline / 'here'}.*KDCORE_DATA"):
+        data.sst2(offline / "here")

@@ -128,3 +128,27 @@ def test_gcn_layer_is_its_formula():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_text_encoder_does_not_see_padding(depth):
+    network = models.TextEncoder(30, num_classes=3, width=8, depth=depth, heads=2, length=7).eval()
+    sentences = torch.randint(1, 30, (4, 5))
+    longer = torch.nn.functional.pad(sentences, (0, 2))
+    assert network(sentences).shape == (4, 3)
+    torch.testing.assert_close(network(longer), network(sentences))
+    assert network(torch.zeros(2, 5, dtype=torch.long)).isfinite().all()
+
+
+def test_a_bag_of_words_is_blind_to_order_and_a_transformer_is_not():
+    sentence = torch.tensor([[4, 9, 2, 7]])
+    bag, encoder = (models.TextEncoder(10, width=8, depth=depth, heads=2).eval() for depth in (0, 1))
+    torch.testing.assert_close(bag(sentence), bag(sentence.flip(1)))
+    assert not torch.allclose(encoder(sentence), encoder(sentence.flip(1)), atol=1e-4)
+
+
+def test_text_encoder_refuses_impossible_sizes():
+    with pytest.raises(ValueError, match="heads must divide width 10, got 4"):
+        models.TextEncoder(10, width=10)
+    with pytest.raises(ValueError, match="depth"):
+        models.TextEncoder(10, depth=-1)

@@ -194,3 +194,17 @@ def test_lines_are_told_apart_without_colour():
     results = pd.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "metric": "m", "value": [1.0, 2, 3, 4]})
     axes = show.scores(results, "m", {"a": "#0072B2", "b": "#D55E00"}).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_differences_are_coloured_by_the_side_of_zero_they_lie_on():
+    table = pd.DataFrame(
+        [("A", 2.0, 1.0, 3.0), ("B", 0.1, -1.0, 1.2), ("C", -2.0, -3.0, -1.0)],
+        columns=["arm", "difference", "low", "high"],
+    )
+    drawn = show.differences(table, "KD", "accuracy (points)")
+    axes = drawn.axes[0]
+    names = {colour: verdict for verdict, colour in show.VERDICT_COLOURS.items()}
+    intervals = [line for line in axes.lines if len(set(line.get_ydata())) == 1]
+    assert [names[line.get_color()] for line in intervals] == ["supported", "undecided", "contradicted"]
+    assert list(intervals[0].get_xdata()) == [1.0, 3.0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B", "C"]

@@ -289,3 +289,45 @@ def test_announcement_names_the_gpu(capsys, monkeypatch):
 def test_announcement_needs_a_time():
     with pytest.raises(ValueError, match="minutes must be a positive number, got 0"):
         study.announce(0)
+
+
+def _differing(values: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [(arm, k, "accuracy", value) for arm, column in values.items() for k, value in enumerate(column)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"])
+
+
+def test_paired_differences_are_those_of_the_seeds_and_sorted():
+    results = _differing({"KD": [90, 92, 94], "worse": [88, 89, 92], "better": [91, 93, 95]})
+    table = study.paired_differences(results, "accuracy", "KD")
+    assert table["arm"].tolist() == ["better", "worse"]
+    assert table["difference"].tolist() == pytest.approx([1.0, -7 / 3])
+    assert table.loc[0, ["low", "high"]].tolist() == [1.0, 1.0]  # the spread over seeds is common to both arms
+    low, high = stats.ttest_rel([88, 89, 92], [90, 92, 94]).confidence_interval()
+    assert table.loc[1, ["low", "high"]].tolist() == pytest.approx([low, high])
+
+
+def test_paired_differences_want_the_reference_and_two_common_seeds():
+    with pytest.raises(ValueError, match="reference 'SKD'"):
+        study.paired_differences(_differing({"KD": [1, 2]}), "accuracy", "SKD")
+    with pytest.raises(ValueError, match="'late' must share at least two seeds with 'KD', got 1"):
+        study.paired_differences(_differing({"KD": [1, 2], "late": [3]}), "accuracy", "KD")
+
+
+def test_relative_costs_take_turns_and_leave_the_first_round_out(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def run(name, seconds):
+        def step():
+            order.append(name)
+            clock[0] += seconds.pop(0)
+
+        return step
+
+    runs = {"KD": run("KD", [100.0, 1.0, 2.0, 4.0]), "slow": run("slow", [1.0, 3.0, 4.0, 40.0])}
+    assert study.relative_costs(runs, rounds=3) == {"KD": 1.0, "slow": 3.0}
+    assert order == ["KD", "slow"] * 4
+    with pytest.raises(ValueError, match="at least one function"):
+        study.relative_costs({})
+    with pytest.raises(ValueError, match="rounds must be"):
+        study.relative_costs({"KD": list}, rounds=0)
