@@ -10,8 +10,8 @@ with all classes equally far apart, it is only the total variation; so all predi
 all of the teacher's, and the entropy-regularised cost of carrying one set onto the other is a term beside labels
 and soft labels.
 
-**Equations.** Logits $z^s$, $z^t$ in $\mathbb R^{B\times C}$, temperature $T=2$, regularisation $\epsilon=0.1$,
-$n=20$ iterations. With $p_i=\mathrm{softmax}(z^s_i/T)$ and $q_j=\mathrm{softmax}(z^t_j/T)$,
+**Equations.** Logits $z^s$, $z^t$ in $\mathbb R^{B\times C}$, temperature $\tau_S=2$, regularisation $\epsilon=0.1$,
+$n=20$ iterations. With $p_i=\mathrm{softmax}(z^s_i/\tau_S)$ and $q_j=\mathrm{softmax}(z^t_j/\tau_S)$,
 
 $$W_{ij}=\lVert p_i-q_j\rVert_1\in[0,2] \tag{1}$$
 
@@ -97,7 +97,7 @@ def transport_cost(student_logits: Tensor, teacher_logits: Tensor, temperature: 
     Args:
         student_logits: shape (B, C).
         teacher_logits: shape (B, C); no gradient flows into them.
-        temperature: T > 0.
+        temperature: τ_S > 0.
 
     Returns:
         Shape (B, B), values in [0, 2]; rows are the student's samples, columns the teacher's.
@@ -174,7 +174,7 @@ class SinkhornDistance(nn.Module):
     a classifier.
 
     Args:
-        temperature: T > 0 of both softmaxes.
+        temperature: τ_S > 0 of both softmaxes.
         epsilon: ε > 0, regularisation of the plan.
         iterations: n ≥ 1.
         reduction: "sum" as published, which grows with the batch, or "mean", the sum divided by B.
@@ -276,7 +276,7 @@ def total_variation(student_logits: Tensor, teacher_logits: Tensor, temperature:
     Args:
         student_logits: shape (B, C).
         teacher_logits: shape (B, C); no gradient flows into them.
-        temperature: T > 0.
+        temperature: τ_S > 0.
 
     Returns:
         Scalar in [0, 1].
@@ -299,7 +299,7 @@ def reverse_divergence(student_logits: Tensor, teacher_logits: Tensor, temperatu
     Args:
         student_logits: shape (B, C).
         teacher_logits: shape (B, C); no gradient flows into them.
-        temperature: T > 0.
+        temperature: τ_S > 0.
 
     Returns:
         Scalar, at least 0.
@@ -322,7 +322,7 @@ def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, temperature: 
     Args:
         student_logits: shape (B, C).
         teacher_logits: shape (B, C); no gradient flows into them.
-        temperature: T > 0.
+        temperature: τ_S > 0.
 
     Returns:
         Scalar in [0, log 2].
