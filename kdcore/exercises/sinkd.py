@@ -35,10 +35,11 @@ def _loss_cases() -> list[dict]:
     return cases
 
 
-def _alternate(plan: Tensor, iterations: int, dims: tuple[int, ...] = (1, 0)) -> Tensor:
+def _alternate(plan: Tensor, iterations: int, dims: tuple[int, ...] = (1, 0), detached: bool = False) -> Tensor:
     for _ in range(iterations):
         for dim in dims:
-            plan = plan / plan.sum(dim=dim, keepdim=True)
+            total = plan.sum(dim=dim, keepdim=True)
+            plan = plan / (total.detach() if detached else total)
     return plan
 
 
@@ -102,8 +103,8 @@ EXERCISES = {
             "The cost is multiplied by ε: it is divided, so that a small ε makes a sharp plan.": lambda w, e, n: (
                 _alternate((-w * e).exp(), n)
             ),
-            "The values are right, but the cost was detached: the gradient has to flow through the plan.": (
-                lambda w, e, n: sinkd.transport_plan(w.detach(), e, n)
+            "The values are right, but the sums were detached: the gradient flows through them, too.": (
+                lambda w, e, n: _alternate((-w / e).exp(), n, detached=True)
             ),
         },
     ),
