@@ -24,13 +24,14 @@ _ONE_THREAD["OMP_WAIT_POLICY"] = "PASSIVE"  # where a chapter asks for more, thr
 
 
 def source_path(name: str) -> Path:
-    """The Markdown source of a page: a chapter `part/method`, or a page `book/…`.
+    """The Markdown source of a page: a chapter `part/method`, or a page `book/…` or `book/parts/…`.
 
     Raises:
         ValueError: there is no such page; names the nearest.
     """
     pages = {f"{path.parent.name}/{path.stem}": path for path in sorted((ROOT / "chapters").glob("*/*.md"))}
-    pages |= {f"book/{path.stem}": path for path in sorted((ROOT / "book").glob("*.md"))}
+    book = sorted([*(ROOT / "book").glob("*.md"), *(ROOT / "book" / "parts").glob("*.md")])
+    pages |= {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in book}
     if name in pages:
         return pages[name]
     same_method = [page for page in pages if page.split("/")[1] == name]

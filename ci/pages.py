@@ -53,9 +53,15 @@ def chapter_digest(name: str, root: Path = ROOT) -> str:
 
 
 def page_digest(name: str, root: Path = ROOT) -> str:
-    """Like `chapter_digest` for an executed page of `book/`, which may read every record."""
+    """Like `chapter_digest` for an executed page of `book/`.
+
+    A closing page of a part runs its own experiment; any other page may read every record.
+    """
     path = root / "book" / f"{name}.md"
     code = imported_files(notebook_code(path.read_text(encoding="utf-8")), root / "kdcore")
+    if name.startswith("parts/"):
+        records = [root / "book" / "records" / profile / f"{name}.json" for profile in PROFILES]
+        return _digest(root, [path, root / "ci" / "execute.py", *code, *records])
     own = _digest(
         root, [path, root / "book" / "papers.yml", *code, *sorted((root / "book" / "records").glob("*/*/*.json"))]
     )

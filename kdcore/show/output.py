@@ -113,12 +113,14 @@ def picture(figure: Figure, description: str) -> None:
     if not description.strip():
         raise ValueError("description must say what the figure shows.")
     width = round(figure.get_figwidth() * 96)
-    _display(
-        HTML(
-            f'<img class="kdcore-figure" alt="{html.escape(description)}" width="{width}" '
-            f'style="max-width:100%;height:auto" src="data:image/png;base64,{encode(figure, colours=128)}">'
-        )
+    image = (
+        f'<img class="kdcore-figure" alt="{html.escape(description)}" width="{width}" '
+        f'style="max-width:100%;height:auto" src="data:image/png;base64,{encode(figure, colours=128)}">'
     )
+    grids = [axes.get_gridspec() for axes in figure.axes]
+    if any(grid is not None and grid.ncols > 1 for grid in grids):  # panels side by side scroll on a phone
+        image = f'<div class="kdcore-wide" tabindex="0" role="group" aria-label="figure">{image}</div>'
+    _display(HTML(image))
 
 
 def source(item: Any) -> None:

@@ -90,7 +90,9 @@ def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
     where = record["provenance"]["hardware"]
     device = where.get("gpu", where["cpu"])
     results = pd.DataFrame(record["results"])
-    arms = list(dict.fromkeys(results[results["metric"].isin(list(metrics))]["arm"]))
+    shown = results[results["metric"].isin(list(metrics))]
+    runs = shown.groupby(["arm", "metric"], sort=False).size()
+    arms = list(dict.fromkeys(arm for (arm, _), count in runs.items() if count > 1))  # one run has no interval
     say(
         f"Recorded at profile `{profile}` on {record['provenance']['date']}: {len(record['seeds'])} seeds, "
         f"{device}, {record['provenance']['wall_seconds']:.0f} s; {record['provenance']['data']}."
@@ -104,7 +106,8 @@ def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
         }
         for claim in record["claims"]
     ]
-    table(pd.DataFrame(rows))
+    if rows:
+        table(pd.DataFrame(rows))
 
 
 def _interval(difference: float, low: float, high: float) -> str:

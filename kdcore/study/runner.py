@@ -198,7 +198,7 @@ class Study:
 def _chapter_source(chapter: str) -> str:
     """Code of the chapter's notebook source where the checkout is at hand, else an import of its module."""
     root = repository_root()
-    path = root / "chapters" / f"{chapter}.md" if root else None
-    if path is None or not path.exists():
-        return f"import kdcore.{chapter.replace('/', '.')}"
-    return notebook_code(path.read_text(encoding="utf-8"))
+    for path in [root / folder / f"{chapter}.md" for folder in ("chapters", "book")] if root else []:
+        if path.exists():
+            return notebook_code(path.read_text(encoding="utf-8"))
+    return f"import kdcore.{chapter.replace('/', '.')}"

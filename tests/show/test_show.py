@@ -100,6 +100,14 @@ def test_data_figures_draw():
     assert sum(len(panel.images) for panel in grid.axes) == 7
 
 
+def test_panels_side_by_side_are_wrapped_to_scroll_and_a_single_one_is_not(displayed):
+    for columns in (1, 2):
+        show.picture(show.figure(columns)[0], "panels")
+    one, two = (page for _, page in displayed)
+    assert "kdcore-wide" not in one
+    assert two.startswith('<div class="kdcore-wide" tabindex="0"')
+
+
 def test_picture_has_alternative_text_and_a_real_image(displayed):
     figure, (axes,) = show.figure()
     axes.plot([0, 1])
@@ -165,6 +173,21 @@ def test_recorded_says_when_there_is_nothing(displayed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     show.recorded("logits/unknown", "gpu", {})
     assert "No `gpu` result is recorded" in displayed[0][1]
+
+
+def test_recorded_shows_arms_that_have_an_interval_and_no_empty_table_of_claims(displayed, tmp_path, monkeypatch):
+    (tmp_path / "_config.yml").touch()
+    monkeypatch.setattr("kdcore.show.reports.repository_root", lambda: tmp_path)
+    chapter = study.Study("parts/toy", profile="cpu", n_seeds=3, results_dir=tmp_path / "book" / "records")
+    chapter.run(lambda arm, seed: {"accuracy": 90.0 + seed}, ["KD"])
+    chapter.run(lambda arm, seed: {"accuracy": 80.0}, ["swept once"], seeds=1)
+    chapter.finish([], "made here")
+    displayed.clear()
+    show.recorded("parts/toy", "cpu", {"accuracy": "accuracy (%)"})
+    said, summary = (text for _, text in displayed)
+    assert "3 seeds" in said
+    assert "| KD" in summary
+    assert "swept once" not in summary
 
 
 def test_source_shows_the_package_and_nothing_pasted(displayed):

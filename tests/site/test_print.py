@@ -36,6 +36,12 @@ def test_one_page_holds_every_chapter_with_figures_and_mathematics(printed, brow
         title = re.search(r"<h1>(.+?)<", (SITE / chapter).read_text(encoding="utf-8")).group(1)
         assert any(heading.startswith(title) for heading in headings), title
     assert page.evaluate("() => [...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    page.emulate_media(media="print")
+    code = page.locator("article .cell pre").first  # what a page would cut off, and could not break
+    assert code.evaluate("e => [getComputedStyle(e).whiteSpace, getComputedStyle(e).overflowX]") == [
+        "pre-wrap",
+        "visible",
+    ]
     page.close()
 
 

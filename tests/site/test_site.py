@@ -79,10 +79,22 @@ def test_page_fits_a_phone(visit, path):
     visit.open(path)
     assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= 390
     assert visit.page.evaluate("() => parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)") >= 14
-    widths = visit.page.locator("article img, article input").evaluate_all(
+    widths = visit.page.locator("article :not(.kdcore-wide) > img, article input, .kdcore-wide").evaluate_all(
         "all => all.map(e => e.getBoundingClientRect().width)"
     )
     assert all(width <= 390 for width in widths)
+    equations = visit.page.locator("article mjx-container[display=true]").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().left)"
+    )
+    assert all(left >= 0 for left in equations)  # a long one is read from its beginning
+
+
+@pytest.mark.parametrize("visit", [{"viewport": {"width": 390, "height": 844}, "has_touch": True}], indirect=True)
+def test_panels_side_by_side_scroll_on_a_phone(visit):
+    visit.open("chapters/foundations/kd.html")
+    sizes = visit.page.locator(".kdcore-wide").evaluate_all("all => all.map(e => [e.clientWidth, e.scrollWidth])")
+    assert sizes
+    assert all(shown <= 390 and whole >= 600 for shown, whole in sizes)
 
 
 def contrast(page, selector: str) -> float:
