@@ -24,6 +24,7 @@ from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits.dhkd import DualHeadDistillation, auxiliary_head
+from kdcore.logits.sinkd import SinkhornDistillation
 from kdcore.logits.spherical_kd import SphericalDistillation
 
 _BATCH, _EPOCHS = 128, 3
@@ -156,21 +157,26 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 def method_costs(rounds: int) -> None:
     """A training step of each method of the part `logits` in units of plain distillation's."""
     rows = training.with_teacher(images("digits"), networks()[0])
-    losses = {"kd": KnowledgeDistillation(), "spherical_kd": SphericalDistillation()}
-    learners: dict[str, training.Learner] = {
-        method: training.Distillation(networks()[1], loss) for method, loss in losses.items()
-    }
-    # Gradient alignment takes two backward passes, so that 1.5 is no bound for it.
-    for name, align in {"dhkd, not aligned": False, "dhkd, two backward passes": True}.items():
-        learners[name] = DualHeadDistillation(networks()[1], auxiliary_head(32, 10), align=align)
+
+    def distilled(loss: nn.Module) -> training.Learner:
+        return training.Distillation(networks()[1], loss)
+
+    def two_heads(align: bool) -> training.Learner:
+        return DualHeadDistillation(networks()[1], auxiliary_head(32, 10), align=align)
+
+    within, learners = "(<= 1.5)", {}  # what demands more says why
+    learners["kd"] = distilled(KnowledgeDistillation()), within
+    learners["spherical_kd"] = distilled(SphericalDistillation()), within
+    learners["sinkd"] = distilled(SinkhornDistillation()), "(20 iterations, one after the other)"
+    learners["dhkd, not aligned"] = two_heads(align=False), within
+    learners["dhkd"] = two_heads(align=True), "(two backward passes)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:
         return lambda: training.fit(learner, rows, training.Budget(steps=40, batch_size=_BATCH))
 
-    costs = study.relative_costs({method: steps(learner) for method, learner in learners.items()}, rounds)
+    costs = study.relative_costs({method: steps(learner) for method, (learner, _) in learners.items()}, rounds)
     for method, cost in costs.items():
-        bound = "" if "two backward" in method else "  (<= 1.5)"
-        print(f"{'digits':14s} {'a step / a step of KD: ' + method:52s} {cost:5.2f}{bound}", flush=True)
+        print(f"{'digits':14s} {'a step / a step of KD: ' + method:52s} {cost:5.2f}  {learners[method][1]}", flush=True)
 
 
 def import_time(rounds: int) -> None:
