@@ -36,7 +36,7 @@ _QUESTION = {
 _SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "additionalProperties": {"type": "array", "items": _QUESTION, "minItems": 4, "maxItems": 6},
+    "additionalProperties": {"type": "array", "items": _QUESTION, "minItems": 4, "maxItems": 20},
 }
 
 
