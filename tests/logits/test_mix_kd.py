@@ -200,7 +200,8 @@ def test_one_hot_logits_attain_the_ceiling(classes, multiplier):
     one_hot = torch.eye(classes, dtype=torch.float64)
     ceiling = confidence_ceiling(classes, multiplier)
     torch.testing.assert_close(
-        scale_logits(one_hot, multiplier).softmax(dim=1).diagonal(), torch.full((classes,), ceiling, dtype=torch.float64)
+        scale_logits(one_hot, multiplier).softmax(dim=1).diagonal(),
+        torch.full((classes,), ceiling, dtype=torch.float64),
     )
     noisy = one_hot + 0.3 * torch.randn(20, classes, classes, dtype=torch.float64)
     assert all(scale_logits(rows, multiplier).softmax(dim=1).max() <= ceiling + 1e-12 for rows in noisy)
