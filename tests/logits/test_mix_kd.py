@@ -418,20 +418,20 @@ def taught():
     return data, teacher
 
 
-@pytest.mark.parametrize("loss", [UnitStdLoss(), UnitStdLoss(multiplier=2.0), TemperatureLoss(1.0)])
+@pytest.mark.parametrize("loss", [UnitStdLoss(), UnitStdLoss(multiplier=2.0), TemperatureLoss(4.0)])
 def test_student_learns_more_than_from_few_labels(taught, loss):
     data, teacher = taught
-    few, test = data.train.split(200, seed=0)[0], data.test
+    few, test = data.train.split(60, seed=0)[0], data.test
     scores = []
-    for learner_for in (lambda s: MixupDistillation(s, teacher, loss, Mixup(unmixed=0.9)), Supervised):
+    for learner_for in (lambda s: MixupDistillation(s, teacher, loss, Mixup(unmixed=0.5)), Supervised):
         hits = []
         for seed in range(3):
             with seeded(seed):
                 student = MLP(64, (32,))
-            fit(learner_for(student), few, Budget(steps=200, batch_size=40, lr=0.1, warmup=0.1), seed=seed)
+            fit(learner_for(student), few, Budget(steps=200, batch_size=20, lr=0.1, warmup=0.1), seed=seed)
             hits.append(predict(student, test.inputs).argmax(dim=1) == test.labels)
         scores.append(100 * torch.stack(hits).double().mean().item())
-    assert scores[0] > scores[1] + 0.5
+    assert scores[0] > scores[1] + 1.5
 
 
 # Bad input
