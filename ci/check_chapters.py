@@ -16,6 +16,8 @@ import jupytext
 import papers
 import yaml
 
+from kdcore.sources import notebook_code
+
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = (
     "At a glance", "The problem", "Theory", "Code", "Experiment", "On a GPU", "Ablation", "What held up",
@@ -219,6 +221,17 @@ def check_rooms() -> list[str]:
     return problems
 
 
+def check_part_pages(root: Path = ROOT) -> list[str]:
+    """A page that closes a part compares all its methods."""
+    problems = []
+    for page in sorted((root / "book" / "parts").glob("*.md")):
+        code = notebook_code(page.read_text(encoding="utf-8"))
+        for chapter in sorted((root / "chapters" / page.stem).glob("*.md")):
+            if not re.search(rf"\b{chapter.stem}\.", code):
+                problems.append(f"book/parts/{page.name} does not compare {chapter.stem}")
+    return problems
+
+
 def check_quizzes(root: Path = ROOT) -> list[str]:
     """Every part that has chapters closes with the page of its quiz, which has questions."""
     problems = []
@@ -253,7 +266,7 @@ def main() -> int:
             print(f"{path.relative_to(ROOT)} {problem}")
             count += 1
     if not options.names:
-        for problem in check_rooms() + check_quizzes() + papers.problems(ROOT):
+        for problem in check_rooms() + check_quizzes() + check_part_pages() + papers.problems(ROOT):
             print(problem)
             count += 1
     print(f"{len(paths)} chapters, {count} problems")

@@ -161,3 +161,18 @@ def test_every_entry_of_the_bibliography_has_authors_year_and_a_place(root):
         assert re.fullmatch(r"\d{4}", fields["year"]), key
         has_place = any(name in fields for name in ("journal", "booktitle", "publisher", "eprint", "school"))
         assert has_place or "arXiv" in fields.get("note", ""), key
+
+
+def test_a_part_page_that_leaves_a_method_out_is_named(root, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "ci"))
+    import check_chapters
+
+    page = tmp_path / "book" / "parts" / "logits.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("```{code-cell} ipython3\nfrom kdcore.logits import first\nfirst.loss()\n```\nsecond. In prose.\n")
+    for method in ("first", "second"):
+        chapter = tmp_path / "chapters" / "logits" / f"{method}.md"
+        chapter.parent.mkdir(parents=True, exist_ok=True)
+        chapter.touch()
+    assert check_chapters.check_part_pages(tmp_path) == ["book/parts/logits.md does not compare second"]
+    assert check_chapters.check_part_pages() == []
