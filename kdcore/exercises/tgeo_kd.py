@@ -60,8 +60,8 @@ EXERCISES = {
         _loss_cases(),
         _loss,
         {
-            "The values are right, but the weights are not detached: the gradient flows into them.": lambda a, s, t, y, tau: (
-                tgeo_kd.weighted_loss(a, *tgeo_kd.sample_terms(s, t, y, tau), tau)
+            "The values are right, but the weights are not detached.": lambda a, s, t, y, tau: tgeo_kd.weighted_loss(
+                a, *tgeo_kd.sample_terms(s, t, y, tau), tau
             ),
             "The factor τ² of the distillation term is missing.": lambda a, s, t, y, tau: tgeo_kd.weighted_loss(
                 a.detach(), *tgeo_kd.sample_terms(s, t, y, tau), 1.0
@@ -69,7 +69,7 @@ EXERCISES = {
             "The weights are turned round: α belongs to the teacher, 1 − α to the label.": lambda a, s, t, y, tau: (
                 _loss(1 - a, s, t, y, tau)
             ),
-            "The cross-entropy takes a softmax itself: give it logits. (So does the published release.)": _softmax_twice,
+            "The cross-entropy takes a softmax itself, so it wants logits: this is the release's slip.": _softmax_twice,
             "Each sample has a weight of its own: the mean over samples comes after weighting.": _mean_weight,
             "The sum runs over samples: equation (3) takes their mean.": lambda a, s, t, y, tau: (
                 _loss(a, s, t, y, tau) * len(a)
