@@ -58,12 +58,12 @@ quotes tables; the paper's printed equations were not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from kdcore.checks import check_choice, check_labels, check_logits, check_not_negative, check_positive
@@ -259,8 +259,8 @@ def hypergradient(
 ) -> Tensor:
     """The gradient of the held-out loss at each sample's weight, in closed form, equation (6).
 
-    It takes no second derivative: the products with g of all samples at once are one forward-mode derivative. Negative
-    values say that more of the teacher would help.
+    Negative values say that more of the teacher would help. It holds the gradients of all samples at once, B times the
+    size of the student.
 
     Args:
         model: the student, maps inputs (B, …) to logits (B, C); should be in evaluation mode.
@@ -287,19 +287,20 @@ def hypergradient(
         >>> bool(result[1] < result[0].abs() * -100)  # the second label is wrong, and the teacher knows
         True
     """
+    frozen = {name: value.detach() for name, value in model.named_parameters()}
 
-    def terms(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        logits = functional_call(model, dict(weights), (train.inputs,))
-        return sample_terms(logits, train.teacher_logits, train.labels, temperature)
+    def difference(weights: dict[str, Tensor], inputs: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model, weights, (inputs[None],))
+        soft, hard = sample_terms(logits, teacher_logits[None], label[None], temperature)
+        return (temperature**2 * soft - hard).sum()
 
-    moving = _moving(model, ("",))
-    loss = weighted_loss(alpha.detach(), *terms(moving), temperature)
-    moved = {name: value.detach().requires_grad_() for name, value in virtual_step(model, loss, step_size).items()}
+    terms = sample_terms(model(train.inputs), train.teacher_logits, train.labels, temperature)
+    moved = virtual_step(model, weighted_loss(alpha.detach(), *terms, temperature), step_size)
     held_out = F.cross_entropy(functional_call(model, moved, (validation.inputs,)), validation.labels)
-    pull = dict(zip(moved, torch.autograd.grad(held_out, list(moved.values())), strict=True))
-    at = {name: value.detach() for name, value in moving.items()}
-    along_soft, along_hard = jvp(terms, (at,), (pull,))[1]
-    return -step_size / len(alpha) * (temperature**2 * along_soft - along_hard).detach()
+    pull = torch.autograd.grad(held_out, list(moved.values()))
+    own = vmap(grad(difference), in_dims=(None, 0, 0, 0))(frozen, train.inputs, train.teacher_logits, train.labels)
+    products = [own[name].flatten(1) @ one.flatten() for name, one in zip(moved, pull, strict=True)]
+    return -step_size / len(alpha) * torch.stack(products).sum(dim=0)
 
 
 class Controller(nn.Module):
