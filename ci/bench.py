@@ -25,6 +25,7 @@ from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits.dhkd import DualHeadDistillation, auxiliary_head
 from kdcore.logits.spherical_kd import SphericalDistillation
+from kdcore.logits.tgeo_kd import TrilateralDistillation, TrilateralLoss, class_centres
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -164,8 +165,14 @@ def method_costs(rounds: int) -> None:
     for name, align in {"dhkd, not aligned": False, "dhkd, two backward passes": True}.items():
         learners[name] = DualHeadDistillation(networks()[1], auxiliary_head(32, 10), align=align)
 
+    # Bilevel: every second step the controller's gradient goes through a virtual step, a second derivative included.
+    controlled = TrilateralLoss(class_centres(rows.teacher_logits, rows.labels))
+    for name, solver in {"tgeo_kd, frozen": "frozen", "tgeo_kd, two backward": "bilevel"}.items():
+        learners[name] = TrilateralDistillation(networks()[1], controlled, solver=solver)
+
     def steps(learner: training.Learner) -> Callable[[], object]:
-        return lambda: training.fit(learner, rows, training.Budget(steps=40, batch_size=_BATCH))
+        streams = {"train": rows, "validation": rows} if isinstance(learner, TrilateralDistillation) else rows
+        return lambda: training.fit(learner, streams, training.Budget(steps=40, batch_size=_BATCH))
 
     costs = study.relative_costs({method: steps(learner) for method, learner in learners.items()}, rounds)
     for method, cost in costs.items():
