@@ -513,8 +513,6 @@ class SubclassDistillation(Learner):
         ['subclasses']
     """
 
-    frozen = ()
-
     def __init__(
         self,
         student: nn.Module,
@@ -552,9 +550,10 @@ class SubclassDistillation(Learner):
             return batch.subclass_targets
         if self.teacher is None or self.projection is None:
             raise ValueError("SubclassDistillation needs a teacher and a projection, or data with subclass_targets.")
+        teacher: Any = self.teacher
         with torch.no_grad():
-            embeddings = self.teacher.embed(batch.inputs)
-            return self.projection(embeddings, self.teacher.classifier(embeddings))
+            embeddings = teacher.embed(batch.inputs)
+            return self.projection(embeddings, teacher.classifier(embeddings))
 
 
 def _check_matrix(**matrices: Tensor) -> None:
