@@ -23,9 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
-from kdcore.logits.dhkd import DualHeadDistillation, auxiliary_head
-from kdcore.logits.sinkd import SinkhornDistillation
-from kdcore.logits.spherical_kd import SphericalDistillation
+from kdcore.logits import dhkd, mix_kd, sinkd, spherical_kd
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -155,21 +153,26 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 
 
 def method_costs(rounds: int) -> None:
-    """A training step of each method of the part `logits` in units of plain distillation's."""
+    """A training step of each method of the part `logits` in units of plain distillation's with a cached teacher."""
     rows = training.with_teacher(images("digits"), networks()[0])
 
     def distilled(loss: nn.Module) -> training.Learner:
         return training.Distillation(networks()[1], loss)
 
     def two_heads(align: bool) -> training.Learner:
-        return DualHeadDistillation(networks()[1], auxiliary_head(32, 10), align=align)
+        return dhkd.DualHeadDistillation(networks()[1], dhkd.auxiliary_head(32, 10), align=align)
+
+    def mixed() -> training.Learner:
+        teacher, student = networks()
+        return mix_kd.MixupDistillation(student, teacher, mix_kd.UnitStdLoss(), mix_kd.Mixup(unmixed=0.9))
 
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
-    learners["spherical_kd"] = distilled(SphericalDistillation()), within
-    learners["sinkd"] = distilled(SinkhornDistillation()), "(20 iterations, one after the other)"
+    learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
+    learners["sinkd"] = distilled(sinkd.SinkhornDistillation()), "(20 iterations, one after the other)"
     learners["dhkd, not aligned"] = two_heads(align=False), within
     learners["dhkd"] = two_heads(align=True), "(two backward passes)"
+    learners["mix_kd"] = mixed(), "(the teacher runs, as its images are new at each step)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:
         return lambda: training.fit(learner, rows, training.Budget(steps=40, batch_size=_BATCH))

@@ -166,7 +166,7 @@ def main() -> int:
         if options.results_dir:
             given["results_dir"] = os.path.relpath(Path(options.results_dir).resolve(), ROOT)
         source = source_path(options.name)
-        name = f"{source.parent.name}/{source.stem}"
+        name = source.relative_to(ROOT).with_suffix("").as_posix().removeprefix("chapters/")
         output = options.output or ROOT / "_build" / "runs" / given.get("profile", "quick") / f"{name}.ipynb"
         seconds = execute(name, output.resolve(), given)
     except (ValueError, RuntimeError) as error:

@@ -276,7 +276,7 @@ def test_scores_of_real_training_find_flipped_labels():
         forgetting_score(right),
     ):
         hardest = keep_hardest(scores, 0.1)
-        assert flipped[hardest].float().mean() > 0.5  # five times chance
+        assert flipped[hardest].float().mean() > 0.3  # three times chance
 
 
 def test_with_a_teacher_a_random_twentieth_teaches_more():
