@@ -745,7 +745,7 @@ class MultiAspectLoss(nn.Module):
         """Both weighted terms, of outputs (B, C + Q), answers (B, Q) and labels (B,)."""
         class_logits, aspect_logits = split_outputs(outputs, self.num_classes)
         check_labels(labels, *class_logits.shape)
-        check_finite(outputs=outputs)
+        check_finite(class_logits=class_logits)
         hard = F.cross_entropy(at_least_float32(class_logits), labels)
         return self.ce_weight * hard, self.alpha * aspect_loss(aspect_logits, answers)
 
