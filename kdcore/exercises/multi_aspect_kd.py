@@ -92,12 +92,12 @@ EXERCISES = {
                 logits.softmax(dim=1)[:, yes]
             ),
             "This is the probability of No.": lambda logits, yes, no: yes_probability(logits[:, no], logits[:, yes]),
-            "Only the logit of Yes is looked at: what No has matters as much.": lambda logits, yes, no: (
-                logits[:, yes].sigmoid()
-            ),
+            "Only the logit of Yes is looked at: what No has matters as much.": lambda logits, yes, no: logits[
+                :, yes
+            ].sigmoid(),
             "The answer is rounded: the probability is kept.": lambda logits, yes, no: (
-                (logits[:, yes] > logits[:, no]).to(logits.dtype)
-            ),
+                logits[:, yes] > logits[:, no]
+            ).to(logits.dtype),
             "These are logits divided by each other, not their exponentials.": lambda logits, yes, no: (
                 logits[:, yes] / (logits[:, yes] + logits[:, no])
             ),

@@ -542,7 +542,8 @@ class AspectTable:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(content["questions"], content["answers"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} must hold an object with questions and answers by image key: {error!r}.") from None
+            message = f"{path} must hold an object with questions and answers by image key: {error!r}."
+            raise ValueError(message) from None
 
     @classmethod
     def ask(cls, source: AspectSource, images: Tensor, keys: Sequence[str]) -> AspectTable:

@@ -363,7 +363,7 @@ def test_words_that_are_no_single_token(vision_language):
         LanguageModelAspects(model, processor, ["A?"], no="Nope")
     with pytest.raises(ValueError, match="yes and no must be different tokens"):
         LanguageModelAspects(model, processor, ["A?"], no="Yes")
-    with pytest.raises(ValueError, match="prompt must contain {question}"):
+    with pytest.raises(ValueError, match=r"prompt must contain \{question\}"):
         LanguageModelAspects(model, processor, ["A?"], prompt="<image>")
 
 
