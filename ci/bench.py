@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
-from kdcore.logits import dhkd, mix_kd, sinkd, spherical_kd
+from kdcore.logits import dhkd, lelp, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -155,6 +155,7 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 def method_costs(rounds: int) -> None:
     """A training step of each method of the part `logits` in units of plain distillation's with a cached teacher."""
     rows = training.with_teacher(images("digits"), networks()[0])
+    rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
     def distilled(loss: nn.Module) -> training.Learner:
         return training.Distillation(networks()[1], loss)
@@ -166,6 +167,17 @@ def method_costs(rounds: int) -> None:
         teacher, student = networks()
         return mix_kd.MixupDistillation(student, teacher, mix_kd.UnitStdLoss(), mix_kd.Mixup(unmixed=0.9))
 
+    def weighed() -> training.Learner:
+        centres = tgeo_kd.class_centres(rows.teacher_logits, rows.labels)
+        return tgeo_kd.TrilateralDistillation(networks()[1], tgeo_kd.TrilateralLoss(centres))
+
+    def subdivided() -> training.Learner:  # five subclasses of two classes: as many outputs as the others have
+        return lelp.SubclassDistillation(networks()[1], num_classes=2)
+
+    def questioned() -> training.Learner:
+        student = models.ConvNet(width=8, depth=3, num_classes=10 + 20)
+        return multi_aspect_kd.MultiAspectDistillation(student, multi_aspect_kd.MultiAspectLoss(10))
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -173,9 +185,13 @@ def method_costs(rounds: int) -> None:
     learners["dhkd, not aligned"] = two_heads(align=False), within
     learners["dhkd"] = two_heads(align=True), "(two backward passes)"
     learners["mix_kd"] = mixed(), "(the teacher runs, as its images are new at each step)"
+    learners["tgeo_kd"] = weighed(), "(bilevel: every second step a second derivative)"
+    learners["lelp"] = subdivided(), within
+    learners["multi_aspect_kd"] = questioned(), within
 
     def steps(learner: training.Learner) -> Callable[[], object]:
-        return lambda: training.fit(learner, rows, training.Budget(steps=40, batch_size=_BATCH))
+        streams = {"train": rows, "validation": rows} if isinstance(learner, tgeo_kd.TrilateralDistillation) else rows
+        return lambda: training.fit(learner, streams, training.Budget(steps=40, batch_size=_BATCH))
 
     costs = study.relative_costs({method: steps(learner) for method, (learner, _) in learners.items()}, rounds)
     for method, cost in costs.items():
