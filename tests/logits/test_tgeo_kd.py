@@ -432,7 +432,7 @@ def test_learns_to_trust_the_teacher_where_labels_are_wrong():
         teacher, student, rival = MLP(64, (64,)), MLP(64, (16,)), MLP(64, (16,))
     rival.load_state_dict(student.state_dict())
     fit(Supervised(teacher), teacher_rows, Budget(epochs=20, batch_size=50, lr=0.1))
-    train, budget = with_teacher(train, teacher), Budget(epochs=40, batch_size=50, lr=0.1)
+    train, budget = with_teacher(train, teacher), Budget(epochs=60, batch_size=50, lr=0.1)
     with seeded(1):
         loss = TrilateralLoss(class_centres(train.teacher_logits, train.labels))
     learner = TrilateralDistillation(student, loss, step_size=1.0, outer_every=1)
