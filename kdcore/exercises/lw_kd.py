@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kdcore.logits import lw_kd
 from kdcore.exercises.checking import Exercise
+from kdcore.logits import lw_kd
 
 __all__ = ["EXERCISES"]
 

@@ -171,7 +171,9 @@ class TargetBank(nn.Module):
         check_labels(labels, *logits.shape)
         counts = labels.bincount(minlength=logits.shape[1])
         if bool((counts == 0).any()):
-            raise ValueError(f"every class needs a synthetic image, {(counts == 0).nonzero().flatten().tolist()} do not.")
+            raise ValueError(
+                f"every class needs a synthetic image, {(counts == 0).nonzero().flatten().tolist()} do not."
+            )
         self.register_buffer("logits", logits.detach()[labels.argsort(stable=True)])
         self.register_buffer("counts", counts)
         self.register_buffer("starts", counts.cumsum(0) - counts)
