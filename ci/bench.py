@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
-from kdcore.logits import dhkd, lelp, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
+from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -174,6 +174,9 @@ def method_costs(rounds: int) -> None:
     def subdivided() -> training.Learner:  # five subclasses of two classes: as many outputs as the others have
         return lelp.SubclassDistillation(networks()[1], num_classes=2)
 
+    def borrowed() -> training.Learner:
+        return lw_kd.LightweightDistillation(networks()[1], lw_kd.TargetBank(rows.teacher_logits, rows.labels))
+
     def questioned() -> training.Learner:
         student = models.ConvNet(width=8, depth=3, num_classes=10 + 20)
         return multi_aspect_kd.MultiAspectDistillation(student, multi_aspect_kd.MultiAspectLoss(10))
@@ -186,6 +189,7 @@ def method_costs(rounds: int) -> None:
     learners["dhkd"] = two_heads(align=True), "(two backward passes)"
     learners["mix_kd"] = mixed(), "(the teacher runs, as its images are new at each step)"
     learners["tgeo_kd"] = weighed(), "(bilevel: every second step a second derivative)"
+    learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
 
