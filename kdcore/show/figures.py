@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdcore.show.output import signed
 from kdcore.show.style import VERDICT_COLOURS, figure
-from kdcore.study.claims import Verdict, paired_interval
+from kdcore.study.claims import Verdict, paired_interval, verdict_of
 
 __all__ = [
     "confusion_map",
@@ -92,8 +92,7 @@ def differences(table: pd.DataFrame, reference: str, label: str, *, axes: Axes |
     if axes is None:
         _, (axes,) = figure(height=0.9 + 0.4 * len(table))
     for place, row in enumerate(table.to_dict("records")):
-        verdict = "supported" if row["low"] > 0 else "contradicted" if row["high"] < 0 else "undecided"
-        colour = VERDICT_COLOURS[verdict]
+        colour = VERDICT_COLOURS[verdict_of(row["low"], row["high"])]
         axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
         axes.scatter([row["difference"]], [place], s=60, color=colour, edgecolor="white", zorder=3)
         axes.annotate(

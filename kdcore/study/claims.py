@@ -12,7 +12,7 @@ from scipy import stats
 
 from kdcore.checks import check_choice
 
-__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "standardised"]
+__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "standardised", "verdict_of"]
 
 VERDICTS = ("supported", "undecided", "contradicted")
 
@@ -141,6 +141,22 @@ def standardised(low: float, high: float, pairs: int, level: float = 0.95) -> fl
     return (low + high) / 2 / deviation
 
 
+def verdict_of(low: float, high: float) -> str:
+    """The one rule: where an interval of differences lies.
+
+    Args:
+        low, high: ends of the interval, positive where the claim holds.
+
+    Returns:
+        "supported" above zero, "contradicted" below it, "undecided" where it holds zero.
+
+    Example:
+        >>> verdict_of(0.1, 2.0), verdict_of(-1.0, 2.0), verdict_of(-3.0, -0.5)
+        ('supported', 'undecided', 'contradicted')
+    """
+    return "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
+
+
 def judge(claims: Iterable[Claim], results: pd.DataFrame) -> list[Verdict]:
     """Judge each claim on tidy results: paired over seeds, 95 % interval of the mean difference.
 
@@ -175,5 +191,4 @@ def _judge_one(claim: Claim, results: pd.DataFrame) -> Verdict:
         raise ValueError(f"claim {claim.id!r}: arms {claim.better!r} and {claim.than!r} were run with different seeds.")
     sign = 1 if claim.direction == "higher" else -1
     mean, low, high = paired_interval(sign * (pair[claim.better] - pair[claim.than]).to_numpy())
-    verdict = "supported" if low > 0 else "contradicted" if high < 0 else "undecided"
-    return Verdict(claim, mean, low, high, len(pair), verdict)
+    return Verdict(claim, mean, low, high, len(pair), verdict_of(low, high))
