@@ -11,12 +11,12 @@ __version__ = "0.1.0"
 
 _GROUND_FLOOR = ("checks", "data", "metrics", "models", "precision", "show", "sources", "study", "training")
 
-_TOP_FLOOR = ("exercises",)
+_TOP_FLOOR = ("commands", "exercises")
 
 PARTS = tuple(
     sorted({path.parent.name for path in Path(__file__).parent.glob("*/__init__.py")} - {*_GROUND_FLOOR, *_TOP_FLOOR})
 )
-"""Packages that hold one file per paper; the other submodules lie below the methods, or above them (exercises)."""
+"""Packages that hold one file per paper; the other submodules lie below or above the methods."""
 
 __all__ = ["PARTS", "__version__", *_GROUND_FLOOR, *PARTS, *_TOP_FLOOR]
 
