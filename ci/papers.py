@@ -74,11 +74,13 @@ class Curriculum:
         parts: name → `title` and `question`, in order.
         tags: name → meaning.
         papers: slug → paper.
+        closing: parts whose papers a page `book/parts/<part>` sets side by side.
     """
 
     parts: dict[str, dict[str, str]]
     tags: dict[str, str]
     papers: dict[str, Paper]
+    closing: frozenset[str] = frozenset()
 
     def needs(self, slug: str) -> list[Paper]:
         """The papers that a paper builds on."""
@@ -118,7 +120,8 @@ def load(root: Path) -> Curriculum:
         raise ValueError("\n".join(f"{path.name}: {problem}" for problem in found))
     order = {page: place for place, page in enumerate(pages)}
     papers = sorted((Paper(**entry) for entry in content["papers"]), key=lambda paper: order[paper.page])
-    return Curriculum(content["parts"], content["tags"], {paper.slug: paper for paper in papers})
+    closing = frozenset(page.removeprefix("book/parts/") for page in pages if page.startswith("book/parts/"))
+    return Curriculum(content["parts"], content["tags"], {paper.slug: paper for paper in papers}, closing)
 
 
 def problems(root: Path) -> list[str]:

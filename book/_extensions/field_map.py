@@ -34,13 +34,13 @@ class Arrow:
 
 @dataclass(frozen=True)
 class FieldMap:
-    """Everything that is drawn: `bands` are (title, y of its baseline, boxes)."""
+    """Everything that is drawn: `bands` are (part, title, y of its baseline, boxes)."""
 
     width: int
     height: int
     box_width: float
     box_height: int
-    bands: list[tuple[str, float, list[Box]]]
+    bands: list[tuple[str, str, float, list[Box]]]
     arrows: list[Arrow]
 
 
@@ -64,7 +64,7 @@ def arrange(curriculum: Curriculum, width: int, columns: int, gutter: int, lette
             x = gutter + column * (box_width + gutter)
             boxes[paper.slug] = Box(paper, lines, x, y + row * (_HEIGHT + _GAP))
         y += -(-len(papers) // columns) * (_HEIGHT + _GAP)
-        bands.append((curriculum.parts[part]["title"], baseline, [boxes[paper.slug] for paper in papers]))
+        bands.append((part, curriculum.parts[part]["title"], baseline, [boxes[paper.slug] for paper in papers]))
     starts = [slug for slug in boxes if curriculum.leads_to(slug)]
     arrows = [
         Arrow(start, end.slug, _path(boxes[start], boxes[end.slug], box_width, gutter, lane % _LANES))

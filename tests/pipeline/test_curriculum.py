@@ -135,7 +135,7 @@ def test_map_of_sixty_papers_has_no_overlap_and_arrows_cross_no_box(width, colum
         for number in range(60)
     }
     drawing = field_map.arrange(papers.Curriculum(parts, {}, listed), width, columns, gutter, 19)
-    boxes = [box for _, _, row in drawing.bands for box in row]
+    boxes = [box for *_, row in drawing.bands for box in row]
     places = {(box.x, box.y) for box in boxes}
     assert len(places) == 60
     assert all(box.x + drawing.box_width <= width and box.y + drawing.box_height <= drawing.height for box in boxes)
@@ -169,3 +169,11 @@ def test_ways_cards_and_tags_say_what_the_list_says(loaded):
     for tag, tagged in loaded.tagged().items():
         section = tags.split(f'id="{curriculum.anchor(tag)}"')[1].split("</section>")[0]
         assert section.count("<li>") == len(tagged)
+
+
+def test_a_part_with_a_closing_page_links_it_from_cards_and_map(loaded):
+    assert loaded.closing == {path.stem for path in (ROOT / "book" / "parts").glob("*.md")}
+    for macro in ("paper_cards", "field_map"):
+        page = drawn(loaded, macro)
+        for part in loaded.parts:
+            assert (f'href="book/parts/{part}.html"' in page) == (part in loaded.closing), (macro, part)
