@@ -14,18 +14,21 @@ __all__ = ["features", "flops", "latency", "parameter_count"]
 def features(model: nn.Module, inputs: Tensor, layers: list[str]) -> tuple[dict[str, Tensor], Any]:
     """Outputs of the named modules in one forward pass, and the model's own output.
 
-    Gradients flow as usual. Hooks are removed even when the model fails.
+    Gradients flow as usual, and autocast applies as in any forward pass. Hooks are removed even when the model fails.
+    What `torch.compile` has made of a model knows no hooks; the model that it was made from, with the same
+    parameters, is run in its place. A function that calls this one can be compiled itself.
 
     Args:
         model: any module.
         inputs: what the model takes.
-        layers: names as in ``model.named_modules()``, e.g. ``"stages.1"``.
+        layers: names as in ``model.named_modules()`` before compilation, e.g. ``"stages.1"``.
 
     Returns:
         Outputs by name, and the output of `model`.
 
     Raises:
-        ValueError: a name is unknown, or a module did not run.
+        ValueError: a name is unknown, or a module did not run, ran more than once, or gave something else than a
+            tensor.
 
     Example:
         >>> from kdcore.models import ConvNet
@@ -33,15 +36,16 @@ def features(model: nn.Module, inputs: Tensor, layers: list[str]) -> tuple[dict[
         >>> maps["stages.0"].shape
         torch.Size([1, 8, 8, 8])
     """
+    model = getattr(model, "_orig_mod", model)  # as torch.compile names it, in state dicts too
     modules = dict(model.named_modules())
     unknown = [name for name in layers if name not in modules]
     if unknown:
         raise ValueError(
             f"layers must name modules of the model, got {unknown}; there are {', '.join(filter(None, modules))}."
         )
-    taken: dict[str, Tensor] = {}
+    taken: dict[str, list[Any]] = {name: [] for name in layers}
     hooks = [
-        modules[name].register_forward_hook(lambda _, __, output, name=name: taken.__setitem__(name, output))
+        modules[name].register_forward_hook(lambda _, __, output, name=name: taken[name].append(output))
         for name in layers
     ]
     try:
@@ -49,10 +53,7 @@ def features(model: nn.Module, inputs: Tensor, layers: list[str]) -> tuple[dict[
     finally:
         for hook in hooks:
             hook.remove()
-    missing = [name for name in layers if name not in taken]
-    if missing:
-        raise ValueError(f"modules {missing} did not run in the forward pass.")
-    return taken, output
+    return {name: _only_output(name, found) for name, found in taken.items()}, output
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -98,3 +99,18 @@ def latency(model: nn.Module, inputs: Tensor, repeats: int = 20) -> float:
             times.append(time.perf_counter() - began)
     model.train(was_training)
     return float(torch.tensor(times[1:]).median())
+
+
+def _only_output(name: str, found: list[Any]) -> Tensor:
+    """The output of a module that ran once and gave a tensor."""
+    if not found:
+        raise ValueError(f"module {name!r} did not run in the forward pass.")
+    if len(found) > 1:
+        raise ValueError(
+            f"module {name!r} ran {len(found)} times; name one that runs once, such as the block around it."
+        )
+    if not isinstance(found[0], Tensor):
+        raise ValueError(
+            f"module {name!r} must give a tensor, got {type(found[0]).__name__}; name one inside or around it."
+        )
+    return found[0]

@@ -86,6 +86,42 @@ def test_features_refuse_unknown_and_unused_layers():
         models.features(model, torch.zeros(1, 2), ["spare"])
 
 
+def test_features_of_a_compiled_model_and_within_a_compiled_function():
+    model = models.ConvNet(4, 2).eval()
+    inputs, name = torch.randn(2, 1, 8, 8), "stages.0"
+    expected, logits = models.features(model, inputs, [name])
+    compiled = torch.compile(model, backend="eager")
+    compiled(inputs)  # compiled without hooks, which it would not notice now
+    taken, output = models.features(compiled, inputs, [name])
+    torch.testing.assert_close(taken[name], expected[name])
+    torch.testing.assert_close(output, logits)
+    inside = torch.compile(lambda rows: models.features(model, rows, [name])[0][name].sum(), backend="eager")
+    torch.testing.assert_close(inside(inputs), expected[name].sum())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_features_under_mixed_precision_keep_their_gradient():
+    model = models.ConvNet(4, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        taken, _ = models.features(model, torch.randn(2, 1, 8, 8), ["classifier"])
+    assert taken["classifier"].dtype == torch.bfloat16
+    taken["classifier"].sum().backward()
+    assert next(model.stages.parameters()).grad.abs().sum() > 0
+
+
+def test_features_refuse_what_is_not_one_tensor():
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared)
+    with pytest.raises(ValueError, match="'1' ran 2 times"):
+        models.features(model, torch.zeros(1, 2), ["1"])
+    attention = nn.MultiheadAttention(4, 2)
+    model = nn.Module()
+    model.attention = attention
+    model.forward = lambda rows: attention(rows, rows, rows)[0]
+    with pytest.raises(ValueError, match="'attention' must give a tensor, got tuple"):
+        models.features(model, torch.zeros(3, 1, 4), ["attention"])
+
+
 def test_cost_of_a_linear_layer_by_hand():
     model = nn.Linear(10, 4)
     assert models.parameter_count(model) == 44
