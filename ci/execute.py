@@ -6,7 +6,6 @@ python ci/execute.py foundations/kd --profile cpu -p temperature=2
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
 import resource
@@ -17,8 +16,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from parameters import check, knobs_of_cell
+from parameters import parse as _parse
+
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("quick", "cpu", "gpu")
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 _ONE_THREAD["OMP_WAIT_POLICY"] = "PASSIVE"  # where a chapter asks for more, threads that wait leave the core to others
 
@@ -42,23 +43,9 @@ def source_path(name: str) -> Path:
 
 
 def check_parameters(notebook: Any, given: dict[str, Any]) -> None:
-    """Raise `ValueError` unless every given parameter is assigned in the notebook's parameters cell."""
+    """Raise `ValueError` unless the notebook's parameters cell has every given name and takes its value."""
     cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    known = [
-        target.id
-        for cell in cells
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown parameter {name!r}; there are {', '.join(known) or 'none'}.{hint}")
-    if given.get("profile", "quick") not in PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {given['profile']!r}.")
+    check(knobs_of_cell("\n".join(cells)), given)
 
 
 def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | None = None) -> float:
@@ -135,20 +122,6 @@ def _slowest_cells(path: Path, most: int = 8) -> list[tuple[float, str]]:
     timed = [(cell["metadata"].get("kdcore", {}).get("seconds", 0.0), "".join(cell["source"])) for cell in cells]
     slow = sorted((pair for pair in timed if pair[0] >= 1), reverse=True)[:most]
     return [(seconds, source.strip().splitlines()[0][:80]) for seconds, source in slow]
-
-
-def _parse(pairs: list[str]) -> dict[str, Any]:
-    """`name=value` pairs; values are Python literals where they parse as such, else text."""
-    given = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ValueError(f"parameters are given as name=value, got {pair!r}.")
-        try:
-            given[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            given[name] = text
-    return given
 
 
 def main() -> int:

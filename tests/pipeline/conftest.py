@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import jupytext
 import pytest
 import yaml
 
@@ -81,6 +83,34 @@ def write_chapter(project: Path, part: str, method: str, code: str) -> None:
     path = project / "chapters" / part / f"{method}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_HEADER.format(title=method, code=code), encoding="utf-8")
+
+
+_STUDY = """
+from kdcore import study
+
+experiment = study.Study(
+    "{part}/{method}", profile=profile, seed=seed, n_seeds=n_seeds, results_dir=results_dir,
+    parameters={{"temperature": temperature}},
+)
+values = {{"CE": 1.0, "KD": temperature}}
+experiment.run(lambda arm, seed: {{"accuracy": values[arm] + (0.1 if arm == "KD" else 0.2) * seed}}, list(values))
+claim = study.Claim("wins", "KD beats labels", better="KD", than="CE", metric="accuracy", source="nowhere")
+experiment.finish([claim], "made here")
+"""
+_STUDY_KNOBS = """profile = "quick"  # "quick", "cpu" or "gpu"
+seed = 0  # the first seed, at least 0
+n_seeds = 3  # paired seeds, at least 2
+results_dir = "results"  # where the record is written
+temperature = 4.0  # of the distillation term, positive
+"""
+
+
+def write_study(project: Path, part: str, method: str) -> None:
+    """A chapter that runs a study of a moment and writes a record; like a real one, it is a pair."""
+    write_chapter(project, part, method, _STUDY.format(part=part, method=method))
+    path = project / "chapters" / part / f"{method}.md"
+    path.write_text(re.sub(r'profile = "quick"\n.*?(?=```)', _STUDY_KNOBS, path.read_text(), count=1, flags=re.S))
+    jupytext.write(jupytext.read(path), path.with_suffix(".ipynb"))
 
 
 def build_command(project: Path) -> list[str]:
