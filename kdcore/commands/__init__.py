@@ -13,7 +13,7 @@ try:
 except ImportError:  # pragma: no cover - the core package has no command line
     sys.exit("error: the command kdcore needs more packages: pip install 'kdcore[book]'")
 
-from kdcore.commands import chapters
+from kdcore.commands import archiving, chapters, reproducing
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list", help="List the chapters, part by part.")(chapters.list_chapters)
+app.command(
+    "reproduce",
+    help="Run a record again and say whether the numbers are the same.",
+    epilog="""Examples:
+
+    kdcore reproduce cpu:spherical_kd
+
+    kdcore reproduce results/quick/foundations/kd.json --results-dir again
+    """,
+)(reproducing.reproduce)
+app.command(
+    "archive",
+    help="Pack records, executed notebooks and their environment into one zip, or check and unpack one.",
+    epilog="""Examples:
+
+    kdcore archive --output book.zip
+
+    kdcore archive spherical_kd kd
+
+    kdcore archive --read book.zip --into unpacked
+    """,
+)(archiving.archive)
 
 
 @app.callback()

@@ -8,13 +8,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-from kdcore.study.claims import standardised
-
-__all__ = ["SCHEMA", "ledger", "read_record", "record_path", "write_record"]
+__all__ = ["SCHEMA", "ledger", "parse_record", "read_record", "record_path", "write_record"]
 
 _NUMBER = {"type": "number", "minimum": -1e300, "maximum": 1e300}
 _SEED = {"type": "integer", "minimum": 0, "maximum": 2**62}
@@ -136,11 +135,22 @@ def read_record(path: str | Path) -> dict[str, Any]:
         Traceback (most recent call last):
         ValueError: record ...kd.json is corrupt (...); delete it and run its chapter again.
     """
+    return parse_record(Path(path).read_bytes(), f"record {path}")
+
+
+def parse_record(content: bytes, name: str) -> dict[str, Any]:
+    """A record from its bytes, checked as `read_record` does; `name` is what an error calls it.
+
+    Example:
+        >>> parse_record(b'{"schema": NaN}', "record a.json")
+        Traceback (most recent call last):
+        ValueError: record a.json is corrupt (NaN is no number of a record); delete it and run its chapter again.
+    """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
+        record = json.loads(content.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # also digits or brackets without end
-        raise ValueError(f"record {path} is corrupt ({error}); delete it and run its chapter again.") from error
-    _validate(record, f"record {path}")
+        raise ValueError(f"{name} is corrupt ({error}); delete it and run its chapter again.") from error
+    _validate(record, name)
     return record
 
 
@@ -157,6 +167,10 @@ def ledger(folders: Iterable[str | Path]) -> pd.DataFrame:
         >>> ledger([tempfile.mkdtemp()]).empty
         True
     """
+    import pandas as pd
+
+    from kdcore.study.claims import standardised
+
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for folder in folders:
         for path in sorted(Path(folder).glob("*/*/*.json")):
