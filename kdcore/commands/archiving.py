@@ -64,9 +64,10 @@ def archive(
     if read is not None:
         if chapters:
             raise ValueError("--read takes the whole archive; leave the chapters out.")
-        typer.echo(_described(read, read_archive(read)))
+        files = read_archive(read)
+        typer.echo(_described(read, files))
         if into is not None:
-            changed = _unpack(read_archive(read), into)
+            changed = _unpack(files, into)
             typer.echo(f"Unpacked into {into}; active content was taken out of {changed} notebooks.")
         return
     if into is not None:
@@ -155,7 +156,10 @@ def inert_notebook(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chapter_name(given: str) -> str:
     """part/method of a chapter, by either of its names."""
-    return pipeline("execute").source_path(given).relative_to(root() / "chapters").with_suffix("").as_posix()
+    source = pipeline("execute").source_path(given)
+    if source.parent.parent.name != "chapters":
+        raise ValueError(f"{given!r} is a page of the book and no chapter.")
+    return f"{source.parent.name}/{source.stem}"
 
 
 def _records(here: Path, names: list[str]) -> dict[str, bytes]:
@@ -279,7 +283,8 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
         if entry.flag_bits & 1:
             raise ValueError(f"{path} holds {entry.filename!r}, which is encrypted.")
         if entry.file_size > 1 << 20 and entry.file_size > _MOST_RATIO * max(1, entry.compress_size):
-            raise ValueError(f"{path} holds {entry.filename!r}, which unpacks to {entry.file_size >> 20} MiB from next to nothing.")  # fmt: skip
+            size = f"{entry.file_size >> 20} MiB from next to nothing"
+            raise ValueError(f"{path} holds {entry.filename!r}, which would unpack to {size}.")
     doubled = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if doubled:
         raise ValueError(f"{path} holds {min(doubled)!r} twice.")
@@ -324,8 +329,8 @@ def _check_content(path: Path, name: str, content: bytes) -> None:
 
 def _described(path: Path, files: Mapping[str, bytes]) -> str:
     counts = {kind: sum(name.startswith(f"{kind}/") for name in files) for kind in ("records", "notebooks")}
-    size = sum(map(len, files.values())) / 2**20
-    return f"{path}: {counts['records']} records, {counts['notebooks']} executed notebooks, {len(files)} files whole, {size:.1f} MiB unpacked."  # fmt: skip
+    size = f"{len(files)} files, {sum(map(len, files.values())) / 2**20:.1f} MiB"
+    return f"{path}: {counts['records']} records, {counts['notebooks']} executed notebooks; all whole: {size}."
 
 
 def _unpack(files: Mapping[str, bytes], into: Path) -> int:
@@ -366,8 +371,8 @@ def _inert_html(text: str) -> str:
     import nh3
 
     def attribute(tag: str, name: str, value: str) -> str | None:
-        is_picture = value.startswith("data:image/png;base64,")
-        return value if not value.lstrip().lower().startswith("data:") or (tag, name, is_picture) == ("img", "src", True) else None  # fmt: skip
+        is_picture = tag == "img" and name == "src" and value.startswith("data:image/png;base64,")
+        return value if is_picture or not re.match(r"\s*data\s*:", value, re.I) else None
 
     return nh3.clean(
         text, attributes=_ATTRIBUTES, attribute_filter=attribute, url_schemes={"http", "https", "mailto", "data"},
