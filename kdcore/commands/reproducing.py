@@ -113,9 +113,7 @@ def agreement(old: Mapping[str, Any], new: Mapping[str, Any]) -> pd.DataFrame:
     ]
     pairs = list(dict.fromkeys(key for table in tables for key in table.index))
     rows = [_agreement_of(*(_values(table, pair) for table in tables)) for pair in pairs]
-    return pd.DataFrame(
-        [{"arm": arm, "metric": metric} | row for (arm, metric), row in zip(pairs, rows, strict=True)]
-    )
+    return pd.DataFrame([{"arm": arm, "metric": metric} | row for (arm, metric), row in zip(pairs, rows, strict=True)])
 
 
 def environment_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

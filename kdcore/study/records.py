@@ -21,7 +21,10 @@ _TEXT = {"type": "string", "minLength": 1, "maxLength": 2000}
 _DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 # What a page might take for more than text: an HTML tag, a line's end (a directive begins a line), a MyST role, an
 # address that is a program. Records come from others, and what is refused here need not be escaped in five places.
-_MARKUP = re.compile(r"<[A-Za-z/!?]|[\x00-\x1f\x7f-\x9f\u2028\u2029]|\{[^{}]*\}`|(?:java|vb)script\s*:|data\s*:\s*(?:text|image|application)/", re.I)
+_MARKUP = re.compile(
+    r"<[A-Za-z/!?]|[\x00-\x1f\x7f-\x9f\u2028\u2029]|\{[^{}]*\}`|(?:java|vb)script\s*:|data\s*:\s*(?:text|image|application)/",
+    re.I,
+)
 _CLAIM_TEXTS = ("id", "statement", "better", "than", "metric", "source", "paper")
 SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -223,7 +223,7 @@ ATTACKS = {
         '<form action="https://example.org"><input name="a"></form>',
         '<meta http-equiv="refresh" content="0;url=https://example.org">',
         '<p style="background:url(https://example.org)">x</p>',
-        '<math><mtext><script>alert(1)</script></mtext></math>',
+        "<math><mtext><script>alert(1)</script></mtext></math>",
         '<img src="data:image/svg+xml;base64,PHN2ZyBvbmxvYWQ9YWxlcnQoMSk+">',
     ],
     "text__markdown": ["<script>alert(1)</script>", "[x](javascript:alert(1))", "<img src=x onerror=alert(1)>"],
