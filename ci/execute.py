@@ -20,11 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the package of this checkout, whichever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, whichever is installed
 from kdcore.sources import code_digest, notebook_code
 from kdcore.versions import revision, versions
 
+ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "cpu", "gpu")
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 _ONE_THREAD["OMP_WAIT_POLICY"] = "PASSIVE"  # where a chapter asks for more, threads that wait leave the core to others

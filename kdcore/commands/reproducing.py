@@ -201,7 +201,7 @@ def _agreement_of(old: Mapping[int, float], new: Mapping[int, float]) -> dict[st
 
 def _flat(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Name → value, shortened where it is a digest; without what differs at every run."""
-    flat = {}
+    flat: dict[str, str] = {}
     for name, value in provenance.items():
         if isinstance(value, Mapping):
             flat |= {f"{name} {inner}": str(own) for inner, own in value.items()}

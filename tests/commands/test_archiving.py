@@ -84,7 +84,7 @@ def test_people_and_organisations_of_the_citation_are_authors():
 
 
 def test_an_archive_without_records_and_options_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no chapter 'sperical_kd'. Did you mean 'spherical_kd'"):
+    with pytest.raises(ValueError, match=r"no chapter 'sperical_kd'\. Did you mean 'spherical_kd'"):
         archiving.pack(["sperical_kd"])
     with pytest.raises(ValueError, match="'book/ledger' is a page of the book and no chapter"):
         archiving.pack(["book/ledger"])
@@ -108,12 +108,12 @@ def test_damaged_and_truncated_files_are_named(tmp_path, files):
 
 def test_changed_missing_and_added_files_are_named(tmp_path, files):
     changed = files | {"LICENSE": b"mine"}
-    with pytest.raises(ValueError, match="LICENSE is not what was archived"):
+    with pytest.raises(ValueError, match=r"LICENSE is not what was archived"):
         archiving.read_archive(zipped(tmp_path / "changed.zip", changed))
     missing = {name: content for name, content in files.items() if name != "LICENSE"}
-    with pytest.raises(ValueError, match="LICENSE is missing"):
+    with pytest.raises(ValueError, match=r"LICENSE is missing"):
         archiving.read_archive(zipped(tmp_path / "missing.zip", missing))
-    with pytest.raises(ValueError, match="new.txt is not in the manifest"):
+    with pytest.raises(ValueError, match=r"new\.txt is not in the manifest"):
         archiving.read_archive(zipped(tmp_path / "added.zip", files | {"new.txt": b"x"}))
     with pytest.raises(ValueError, match="is no archive of kdcore"):
         archiving.read_archive(zipped(tmp_path / "other.zip", {"a.txt": b"x"}))
@@ -233,8 +233,8 @@ ATTACKS = {
     "text__latex": [r"$\href{javascript:alert(1)}{x}$"],
 }
 ACTIVE = (
-    "<script", "onerror=", "javascript:", "onload", "<iframe", "<object", "<embed", "<style", "<form", "<meta", "style=",
-    "image/svg", "text/html,", "alert(1)</", "<svg", "<math",
+    "<script", "onerror=", "javascript:", "onload", "<iframe", "<object", "<embed", "<style", "<form", "<meta",
+    "style=", "image/svg", "text/html,", "alert(1)</", "<svg", "<math",
 )  # fmt: skip
 
 

@@ -181,7 +181,10 @@ def test_yaml_tags_run_nothing_in_the_quizzes(tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
-SHELL = ["x; touch pwned", "$(touch pwned)", "`touch pwned`", "x' ; touch pwned; '", 'x" ; touch pwned; "', "x\ntouch pwned", "| touch pwned", "../../x"]  # fmt: skip
+SHELL = [
+    "x; touch pwned", "$(touch pwned)", "`touch pwned`", "x' ; touch pwned; '", 'x" ; touch pwned; "',
+    "x\ntouch pwned", "| touch pwned", "../../x",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", [SHELL[0], SHELL[1], SHELL[4], SHELL[7]])

@@ -338,7 +338,8 @@ def test_record_that_breaks_the_schema_is_not_written(tmp_path):
     "text",
     [
         "<script>alert(1)</script>", "</td>", "<img src=x onerror=alert(1)>", "<!-- x", "two\nlines",
-        "{download}`/etc/passwd`", "[x](JavaScript :alert(1))", "\\href{javascript:alert(1)}{x}", "[x](data:text/html,x)",
+        "{download}`/etc/passwd`", "[x](JavaScript :alert(1))", "\\href{javascript:alert(1)}{x}",
+        "[x](data:text/html,x)",
     ],
 )  # fmt: skip
 def test_markup_in_any_text_of_a_record_is_refused(tmp_path, text):
