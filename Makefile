@@ -9,7 +9,7 @@ NAME ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test unit chapter handout slides serve print bench pairs paper readme clean
+.PHONY: help environment book test unit chapter handout slides serve print bench pairs paper image readme clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,11 @@ pairs: $(STAMP)  ## Write each chapter's .ipynb anew from its .md.
 
 paper: $(STAMP)  ## Lay out a new paper: make paper NAME=my_method PART=logits TITLE="My method".
 	@$(BIN)/python ci/new_paper.py "$(NAME)" "$(PART)" "$(TITLE)"
+
+image:  ## The Docker images kdcore:cpu and kdcore:cuda.
+	@docker info > /dev/null 2>&1 || (echo "error: no Docker engine is running on this machine" >&2; exit 1)
+	docker build --target cpu --tag kdcore:cpu .
+	docker build --target cuda --tag kdcore:cuda .
 
 readme: $(STAMP)  ## Write the README's table anew from the records.
 	@$(BIN)/python ci/readme.py

@@ -6,6 +6,8 @@ python ci/execute.py foundations/kd --profile cpu -p temperature=2
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
 import json
 import os
 import resource
@@ -13,11 +15,16 @@ import sys
 import tempfile
 import time
 from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from parameters import check, knobs_of_cell
 from parameters import parse as _parse
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the package of this checkout, whichever is installed
+from kdcore.sources import code_digest, notebook_code
+from kdcore.versions import revision, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 _ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -67,6 +74,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
     os.environ.update(_ONE_THREAD | {"KDCORE_STATIC": "1", "PYTHONHASHSEED": "0"})
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_suffix(".failed.ipynb")
+    origin = provenance(source, parameters)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".partial-") as folder:
         given, partial = Path(folder) / source.with_suffix(".ipynb").name, Path(folder) / "executed.ipynb"
@@ -84,7 +92,7 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
             ) from None
         seconds = time.perf_counter() - began
         content = json.loads(partial.read_text(encoding="utf-8"))
-        content["metadata"]["kdcore"] = {"page": name, "seconds": round(seconds, 1)}
+        content["metadata"]["kdcore"] = {"page": name, "seconds": round(seconds, 1)} | origin
         content["metadata"].pop("papermill", None)  # absolute paths
         for cell in content["cells"]:
             duration = cell["metadata"].pop("papermill", {}).get("duration")
@@ -97,6 +105,21 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
         partial.replace(output)
         failed.unlink(missing_ok=True)
     return seconds
+
+
+def provenance(source: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What an executed notebook says of itself: parameters given, digests of text and code, commit, versions, start."""
+    text = source.read_text(encoding="utf-8")
+    # An absolute path of a machine is nobody else's business.
+    given = {name: value for name, value in parameters.items() if name not in ("data_dir", "results_dir")}
+    return {
+        "parameters": given,
+        "notebook_digest": hashlib.sha256(text.encode()).hexdigest(),
+        "code_digest": code_digest(notebook_code(text)),
+        **revision(),
+        "versions": versions() | {"papermill": metadata.version("papermill")},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _failed_cell(path: Path) -> int:

@@ -14,7 +14,7 @@ try:
 except ImportError:  # pragma: no cover - the core package has no command line
     sys.exit("error: the command kdcore needs more packages: pip install 'kdcore[book]'")
 
-from kdcore.commands import chapters, comparing, data, doctor, ledger, running
+from kdcore.commands import archiving, chapters, comparing, data, doctor, ledger, reproducing, running
 
 __all__ = ["app", "examples", "main"]
 
@@ -56,6 +56,16 @@ app.add_typer(data_app, name="data")
 app.command("doctor", help="Say what will run on this machine, and what will not.", epilog=examples(doctor.EXAMPLES))(
     doctor.check_machine
 )
+app.command(
+    "reproduce",
+    help="Run a record again and say whether the numbers are the same.",
+    epilog=examples(reproducing.EXAMPLES),
+)(reproducing.reproduce)
+app.command(
+    "archive",
+    help="Pack records, executed notebooks and their environment into one zip, or check and unpack one.",
+    epilog=examples(archiving.EXAMPLES),
+)(archiving.archive)
 
 
 @app.callback()

@@ -9,8 +9,9 @@ import typer
 
 from kdcore.commands.checkout import root
 from kdcore.commands.ledger import interval
-from kdcore.commands.recorded import find_record, load_record, record_files, record_folders, record_name
+from kdcore.commands.recorded import find_record, record_files, record_folders, record_name
 from kdcore.commands.tables import show_json, show_table
+from kdcore.study.records import read_record
 
 __all__ = ["EXAMPLES", "compare_records", "complete_record", "differences_in_results", "differences_in_setting"]
 
@@ -50,7 +51,7 @@ def compare_records(
         The verdicts are the same.
     """
     paths = find_record(first), find_record(second)
-    a, b = map(load_record, paths)
+    a, b = map(read_record, paths)
     setting = list(differences_in_setting(a, b))
     results = differences_in_results(a, b)
     verdicts = list(_verdicts(a, b))

@@ -10,8 +10,9 @@ import typer
 
 from kdcore.commands.chapters import complete_chapter
 from kdcore.commands.checkout import pipeline
-from kdcore.commands.recorded import load_record, record_files, record_folders
+from kdcore.commands.recorded import record_files, record_folders
 from kdcore.commands.tables import show_json, show_table
+from kdcore.study.records import read_record
 
 __all__ = ["EXAMPLES", "interval", "show_ledger"]
 
@@ -91,7 +92,7 @@ def _records(folders: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
     corrupt = []
     for path in record_files(folders):
         try:
-            record = load_record(path)
+            record = read_record(path)
         except ValueError as error:
             corrupt.append(f"error: {error}")
         else:

@@ -16,8 +16,8 @@ import typer
 from kdcore.commands.chapters import complete_chapter, complete_parameter, complete_part, knobs_of
 from kdcore.commands.checkout import pipeline, root
 from kdcore.commands.ledger import interval
-from kdcore.commands.recorded import load_record
 from kdcore.commands.tables import show_table
+from kdcore.study.records import read_record
 
 __all__ = ["EXAMPLES", "run_chapters"]
 
@@ -79,7 +79,7 @@ def run_chapters(
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed.append(name)
         else:
-            verdicts += [{"chapter": name, **_row(claim)} for claim in load_record(record)["claims"]] if written else []
+            verdicts += [{"chapter": name, **_row(claim)} for claim in read_record(record)["claims"]] if written else []
     show_table(verdicts)
     if failed:
         print(f"error: {len(failed)} of {len(pages)} chapters failed: {', '.join(failed)}", file=sys.stderr)
