@@ -155,6 +155,7 @@ def main() -> int:
     parser.add_argument("--parameters", dest="file", type=Path, default=None, help="a JSON file of parameters")
     parser.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no τ
     try:
         given = json.loads(options.file.read_text(encoding="utf-8")) if options.file else {}
         given |= _parse(options.parameters)

@@ -13,7 +13,7 @@ try:
 except ImportError:  # pragma: no cover - the core package has no command line
     sys.exit("error: the command kdcore needs more packages: pip install 'kdcore[book]'")
 
-from kdcore.commands import chapters
+from kdcore.commands import chapters, sweeping
 
 __all__ = ["app", "main"]
 
@@ -26,6 +26,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list", help="List the chapters, part by part.")(chapters.list_chapters)
+app.command(
+    "sweep",
+    help="Run a chapter with every combination of values; finished jobs are not run again.",
+    epilog="Examples: `kdcore sweep spherical_kd -p temperature=1,2,4,8 -p seed=0:25:5` · "
+    "`kdcore sweep kd -p alpha=0.5,0.9 --profile cpu --snakemake-profile ci/profiles/slurm --dry-run`",
+)(sweeping.sweep)
 
 
 @app.callback()
@@ -40,6 +46,7 @@ def main() -> None:
         >>> callable(main)
         True
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that knows no τ
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
