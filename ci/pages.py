@@ -6,12 +6,12 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 import papers
 
-from kdcore.checks import check_choice
 from kdcore.sources import imported_files, notebook_code
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,11 @@ def chapter_path(name: str, root: Path = ROOT) -> Path:
         ValueError: there is no such chapter; names the nearest.
     """
     paths = {chapter.split("/")[1]: root / "chapters" / f"{chapter}.md" for chapter in chapters(root)}
-    return paths[check_choice("NAME", name, list(paths))]
+    if name not in paths:
+        near = get_close_matches(name, paths, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"NAME must be one of {', '.join(paths)}, got {name!r}.{hint}")
+    return paths[name]
 
 
 def executed_pages(root: Path = ROOT) -> list[str]:
