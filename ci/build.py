@@ -26,13 +26,23 @@ _NOISE = re.compile(r"IPKernelApp|frozen modules|Debugger warning|PYDEVD")
 
 
 def snakemake(
-    workflow: str, folder: Path, *arguments: str, profile: Path | None = None, jobs: int | None = None
+    workflow: str,
+    folder: Path,
+    *arguments: str,
+    profile: Path | None = None,
+    jobs: int | None = None,
+    retries: int | None = None,
 ) -> list[str]:
-    """The command line that runs a workflow of this folder in another folder, here or by a profile's executor."""
+    """The command line that runs a workflow of this folder in another folder, here or by a profile's executor.
+
+    What is left out is up to the profile; without one it is a job per core, and one retry.
+    """
     if profile is None:
         where = ["--cores", str(jobs or os.cpu_count() or 1)]
+        retries = 1 if retries is None else retries
     else:
         where = ["--profile", str(profile.resolve())] + (["--jobs", str(jobs)] if jobs else [])
+    where += [] if retries is None else ["--retries", str(retries)]
     return [
         sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "ci" / workflow), "--directory", str(folder),
         "--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going", "--scheduler", "greedy",
@@ -47,8 +57,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Have a folder to oneself.
+def locked(folder: Path) -> Iterator[int]:
+    """Have a folder to oneself; gives the lock's descriptor, which keeps it for a process that inherits it.
 
     Raises:
         RuntimeError: another build or sweep is running in it.
@@ -59,7 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f"another build is running in {folder}; wait for it to finish.") from None
-        yield
+        yield lock.fileno()
 
 
 def forget_corrupt_records(build: Path) -> None:
@@ -100,7 +110,10 @@ def why(build: Path) -> int:
     sys.path.insert(0, str(ROOT))
     from why import explain
 
-    done = subprocess.run(snakemake("Snakefile", build, "--dry-run"), capture_output=True, text=True, encoding="utf-8")
+    command = snakemake("Snakefile", build, "--dry-run")
+    done = subprocess.run(
+        command, env=environment(build), capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         raise RuntimeError(f"Snakemake could not plan the build:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
     lines = explain(build, done.stdout + done.stderr)
@@ -108,14 +121,15 @@ def why(build: Path) -> int:
     return 0
 
 
-def run(build: Path, profile: Path | None) -> int:
-    """Run what is out of date."""
+def run(build: Path, profile: Path | None, lock: int) -> int:
+    """Run what is out of date; Snakemake holds the lock, too, should it outlive this process."""
     for leftover in build.glob("executed/**/.partial-*"):  # of a build that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     forget_corrupt_records(build)
     process = subprocess.Popen(
         snakemake("Snakefile", build, profile=profile), env=environment(build),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
+        pass_fds=[lock],
     )  # fmt: skip
     assert process.stdout is not None
     problems = report(process.stdout)
@@ -137,8 +151,9 @@ def main() -> int:
     try:
         if build.name != "_build":  # Jupyter Book chooses the name
             raise ValueError(f"the build folder must be named _build, got {build.name!r}: {build / '_build'} would do.")
-        with locked(build):
-            return why(build) if options.why else run(build, options.snakemake_profile)
+        sys.dont_write_bytecode = ROOT not in build.parents  # as in `environment`
+        with locked(build) as lock:
+            return why(build) if options.why else run(build, options.snakemake_profile, lock)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

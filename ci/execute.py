@@ -145,6 +145,16 @@ def _slowest_cells(path: Path, most: int = 8) -> list[tuple[float, str]]:
     return [(seconds, source.strip().splitlines()[0][:80]) for seconds, source in slow]
 
 
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path} must hold a JSON object of parameters.")
+    return given
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="part/method, method, or book/page")
@@ -157,7 +167,7 @@ def main() -> int:
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no τ
     try:
-        given = json.loads(options.file.read_text(encoding="utf-8")) if options.file else {}
+        given = _from_file(options.file) if options.file else {}
         given |= _parse(options.parameters)
         if options.profile:
             given["profile"] = options.profile

@@ -104,7 +104,7 @@ def chapter_digest(name: str, root: Path = ROOT) -> str:
 
 
 def digests(root: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of the files that exist, by path in the checkout; the digits of scikit-learn stand beside their reader."""
+    """SHA-256 of the files that exist, by path in the checkout; of scikit-learn's digits, too, where they are read."""
     found = {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths

@@ -91,7 +91,7 @@ def failures(folder: Path, plan: Mapping[str, Any]) -> dict[str, str]:
 
     Example:
         >>> failures(Path("nowhere"), {"jobs": {"a1": {}}, "profile": "cpu", "chapter": "foundations/kd"})
-        {'a1': 'was not started'}
+        {'a1': 'was not started, or killed at once'}
     """
     there = finished(folder, plan)
     return {name: _reason(folder / "jobs" / name / "log.txt") for name in plan["jobs"] if name not in there}
@@ -162,7 +162,7 @@ def report(folder: Path, plan: Mapping[str, Any], before: Mapping[str, Any], cou
         >>> report(Path(tempfile.mkdtemp()), plan, {}, Course(seconds=1.0, workers=1))
         Traceback (most recent call last):
         RuntimeError: 1 of 1 jobs have no result; the same command tries them again:
-          seed=0: was not started
+          seed=0: was not started, or killed at once
     """
     after = finished(folder, plan)
     read = {name: _read(folder, plan, name) for name in after}
@@ -206,8 +206,8 @@ def _read(folder: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any] | 
 
 def _reason(log: Path) -> str:
     """The error that a job logged, or how it ended without one."""
-    if not log.exists():
-        return "was not started"
+    if not log.exists() or not log.stat().st_size:
+        return "was not started, or killed at once"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if errors:
@@ -223,7 +223,8 @@ def _judged(records: Iterable[Mapping[str, Any]]) -> list[Any]:
 
     from kdcore import study
 
-    frames, claims = [], []
+    frames: list[pd.DataFrame] = []
+    claims: list[study.Claim] = []
     for record in records:
         frames.append(pd.DataFrame(record["results"]))
         claims = claims or [
@@ -254,7 +255,9 @@ def _print_cost(folder: Path, ran: list[str], course: Course) -> None:
     if ran and course.workers:
         overhead = max(0.0, course.seconds * course.workers - cells) / len(ran)
         summary |= {"seconds_in_cells": round(cells, 1), "overhead_seconds_per_job": round(overhead, 3)}
-        text += f", {course.workers} at once: {cells / len(ran):.2f} s in the cells and {overhead:.2f} s around them each"
+        text += (
+            f", {course.workers} at once: {cells / len(ran):.2f} s in the cells and {overhead:.2f} s around them each"
+        )
     if course.memory:
         text += f"; Snakemake took up to {max(size for _, size in course.memory):.0f} MB"
     print(text + ".", file=sys.stderr)

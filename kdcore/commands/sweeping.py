@@ -128,7 +128,9 @@ def sweep(
     ],
     profile: Annotated[str, typer.Option(help="quick, cpu or gpu.")] = "quick",
     jobs: Annotated[int | None, typer.Option(help="Jobs at once; as many as there are cores if left out.")] = None,
-    retries: Annotated[int, typer.Option(help="How often a failed job is tried again.")] = 1,
+    retries: Annotated[
+        int | None, typer.Option(help="How often a failed job is tried again; once if left out.")
+    ] = None,
     time_limit: Annotated[float | None, typer.Option(help="Minutes that a cell may take.")] = None,
     snakemake_profile: Annotated[
         Path | None, typer.Option(help="A folder such as ci/profiles/slurm, to run on a cluster.")
@@ -153,15 +155,15 @@ def sweep(
         _show(plan, folder)
         return
     build = pipeline("build")
-    with build.locked(folder):
+    with build.locked(folder) as lock:
         _lay_out(plan, folder)
         for name, problem in collecting.corrupt(folder, plan).items():
             print(f"{collecting.label(plan, name)}: {problem}; it is run again.", file=sys.stderr)
             collecting.record_path(folder, plan, name).unlink()
         before = collecting.finished(folder, plan)
-        arguments = ["--retries", str(retries)] + ([] if snakemake_profile else ["--resources", "gpu=1"])
-        command = build.snakemake("sweep.smk", folder, *arguments, profile=snakemake_profile, jobs=jobs)
-        course = _drive(command, build.environment(folder))
+        one_gpu = [] if snakemake_profile else ["--resources", "gpu=1"]
+        command = build.snakemake("sweep.smk", folder, *one_gpu, profile=snakemake_profile, jobs=jobs, retries=retries)
+        course = _drive(command, build.environment(folder), lock)
         course.workers = None if snakemake_profile else jobs or os.cpu_count() or 1
         collecting.report(folder, plan, before, course)
 
@@ -203,12 +205,12 @@ def _lay_out(plan: Mapping[str, Any], folder: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
 
 
-def _drive(command: list[str], environment: Mapping[str, str]) -> collecting.Course:
-    """Run Snakemake and show how far it is."""
+def _drive(command: list[str], environment: Mapping[str, str], lock: int) -> collecting.Course:
+    """Run Snakemake and show how far it is; it holds the lock, too, should it outlive this process."""
     began = shown = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",
-        env=environment,
+        env=environment, pass_fds=[lock],
     )  # fmt: skip
     memory: list[tuple[float, float]] = []
     sampler = threading.Thread(target=_sample, args=(process, began, memory), daemon=True)

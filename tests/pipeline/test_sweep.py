@@ -20,7 +20,12 @@ from conftest import sweep_command, write_swept_chapter  # the one beside this f
 
 def sweep(project: Path, *arguments: str, expect: int = 0, **options) -> str:
     done = subprocess.run(
-        sweep_command(*arguments), cwd=project, capture_output=True, text=True, check=False, **{"timeout": 400, **options}
+        sweep_command(*arguments),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        **{"timeout": 400, **options},
     )
     assert done.returncode == expect, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
