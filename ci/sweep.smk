@@ -20,6 +20,7 @@ localrules: all
 rule all:
     input:
         expand("jobs/{job}/executed.ipynb", job=PLAN["jobs"]),
+        expand(f"jobs/{{job}}/{PROFILE}/{CHAPTER}.json", job=PLAN["jobs"]),
 
 
 rule job:

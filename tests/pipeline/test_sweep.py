@@ -165,7 +165,7 @@ def test_a_corrupt_record_is_named_run_again_and_never_averaged_in(tiny_project)
     victim = folder(tiny_project) / "jobs" / sweeping.job_name({"seed": 1}) / "quick" / "logits" / "first.json"
     victim.write_text(victim.read_text()[:200])  # cut short
     other = folder(tiny_project) / "jobs" / sweeping.job_name({"seed": 2}) / "quick" / "logits" / "first.json"
-    other.write_text(other.read_text().replace('"value": 4.0', '"value": "four"'))
+    other.write_text(other.read_text().replace('"value": 4.0}', '"value": "four"}'))
     plan = json.loads((folder(tiny_project) / "plan.json").read_text())
     with pytest.raises(RuntimeError, match="2 of 3 jobs have no result") as caught:
         collecting.report(folder(tiny_project), plan, {}, collecting.Course(1.0, 1))
