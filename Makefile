@@ -35,7 +35,7 @@ test: $(STAMP)  ## Everything: lint, types, imports, tests, chapters, the site i
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/site
 
 unit: $(STAMP)  ## Only the unit tests.
-	$(BIN)/python -m pytest -n auto --ignore tests/site --ignore tests/pipeline
+	$(BIN)/python -m pytest -n auto -m "not long" --ignore tests/site --ignore tests/pipeline
 
 chapter: $(STAMP)  ## One chapter: make chapter NAME=spherical_kd PROFILE=cpu PARAMS="-p n_seeds=10".
 	@test -n "$(NAME)" || (echo "error: say which chapter, e.g. make chapter NAME=spherical_kd" >&2; exit 1)

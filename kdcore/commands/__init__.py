@@ -14,7 +14,7 @@ try:
 except ImportError:  # pragma: no cover - the core package has no command line
     sys.exit("error: the command kdcore needs more packages: pip install 'kdcore[book]'")
 
-from kdcore.commands import archiving, chapters, comparing, data, doctor, ledger, reproducing, running
+from kdcore.commands import archiving, chapters, comparing, data, doctor, ledger, reproducing, running, sweeping
 
 __all__ = ["app", "examples", "main"]
 
@@ -43,6 +43,11 @@ app.command("list", help="List the chapters, or the parameters of some.", epilog
 app.command("run", help="Execute chapters, with other parameters if you like.", epilog=examples(running.EXAMPLES))(
     running.run_chapters
 )
+app.command(
+    "sweep",
+    help="Run a chapter with every combination of values; finished jobs are not run again.",
+    epilog=examples(sweeping.EXAMPLES),
+)(sweeping.sweep)
 app.command("ledger", help="Show what became of the claims.", epilog=examples(ledger.EXAMPLES))(ledger.show_ledger)
 app.command("compare", help="Show what differs between two records.", epilog=examples(comparing.EXAMPLES))(
     comparing.compare_records
@@ -80,6 +85,7 @@ def main() -> None:
         >>> callable(main)
         True
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that knows no τ
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:

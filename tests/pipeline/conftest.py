@@ -115,3 +115,35 @@ def write_study(project: Path, part: str, method: str) -> None:
 
 def build_command(project: Path) -> list[str]:
     return [sys.executable, str(project / "ci" / "build.py")]
+
+
+_RECORD = """
+import json, pathlib
+{before}
+value = {{"KD": temperature, "CE": 0.0}}
+rows = [{{"arm": arm, "seed": seed + n, "metric": "accuracy", "value": value[arm] + 0.01 * n * value[arm]}}
+        for n in range(2) for arm in value]
+claim = {{"id": "wins", "statement": "KD wins", "better": "KD", "than": "CE", "metric": "accuracy", "source": "-",
+         "direction": "higher", "paper": "-", "difference": 1.0, "low": 0.5, "high": 1.5, "pairs": 2,
+         "verdict": "supported"}}
+record = {{"schema": 1, "chapter": "logits/first", "profile": profile, "parameters": {{"seed": seed}},
+          "seeds": [seed, seed + 1], "results": rows, "claims": [claim],
+          "provenance": {{"date": "2026-01-01", "wall_seconds": 0.0, "hardware": {{}}, "versions": {{}},
+                         "code_digest": "0" * 64, "data": "none"}}}}
+path = pathlib.Path(results_dir) / profile / "logits" / "first.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps(record))
+"""
+
+
+def write_swept_chapter(project: Path, before: str = "") -> None:
+    """The chapter logits/first with a seed, which writes a record without loading kdcore; `before` runs first."""
+    write_chapter(project, "logits", "first", _RECORD.format(before=before))
+    path = project / "chapters" / "logits" / "first.md"
+    knobs = 'temperature = 4.0  # of the loss, positive\nseed = 0  # the first, at least 0\nnote = ""  # any text'
+    path.write_text(path.read_text(encoding="utf-8").replace("temperature = 4.0", knobs), encoding="utf-8")
+
+
+def sweep_command(*arguments: str) -> list[str]:
+    """`kdcore sweep first …`, to be run in the project's folder."""
+    return [sys.executable, "-c", "from kdcore.commands import main; main()", "sweep", "first", *arguments]
