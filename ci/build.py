@@ -82,7 +82,19 @@ def forget_corrupt_records(build: Path) -> None:
             page = path.relative_to(build / "records" / path.parts[-3]).with_suffix(".ipynb")
             for executed in (build / "executed" / "chapters" / page, build / "executed" / "book" / page):
                 executed.unlink(missing_ok=True)
+            (build / "site.done").unlink(missing_ok=True)
             path.unlink()
+
+
+def forget_unaccounted(build: Path) -> None:
+    """Remove executed pages of which nothing here says what they were made of: copied ones, for instance.
+
+    Snakemake takes an output that it knows nothing about for up to date.
+    """
+    for page in (build / "executed").glob("**/*.ipynb"):
+        if not page.name.endswith(".failed.ipynb") and not page.with_suffix(".sources.json").exists():
+            page.unlink()
+            (build / "site.done").unlink(missing_ok=True)  # for a finished site no page is made again
 
 
 def report(lines: Iterable[str]) -> list[str]:
@@ -126,6 +138,7 @@ def run(build: Path, profile: Path | None, lock: int) -> int:
     for leftover in build.glob("executed/**/.partial-*"):  # of a build that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     forget_corrupt_records(build)
+    forget_unaccounted(build)
     process = subprocess.Popen(
         snakemake("Snakefile", build, profile=profile), env=environment(build),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace",

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcore.study.records import read_record
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -192,8 +194,6 @@ def _executed(folder: Path, name: str) -> Path:
 
 def _read(folder: Path, plan: Mapping[str, Any], name: str) -> dict[str, Any] | str:
     """A job's record, or what is wrong with it."""
-    from kdcore.study import read_record  # loads torch, so not before there is a record
-
     path = record_path(folder, plan, name)
     try:
         record = read_record(path)
