@@ -9,7 +9,7 @@ NAME ?=
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book test unit chapter handout slides serve print bench pairs paper readme clean
+.PHONY: help environment book test unit chapter handout slides serve print bench pairs paper image readme clean
 
 help:  ## Show this list.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,7 +35,7 @@ test: $(STAMP)  ## Everything: lint, types, imports, tests, chapters, the site i
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/site
 
 unit: $(STAMP)  ## Only the unit tests.
-	$(BIN)/python -m pytest -n auto --ignore tests/site --ignore tests/pipeline
+	$(BIN)/python -m pytest -n auto -m "not long" --ignore tests/site --ignore tests/pipeline
 
 chapter: $(STAMP)  ## One chapter: make chapter NAME=spherical_kd PROFILE=cpu PARAMS="-p n_seeds=10".
 	@test -n "$(NAME)" || (echo "error: say which chapter, e.g. make chapter NAME=spherical_kd" >&2; exit 1)
@@ -62,6 +62,11 @@ pairs: $(STAMP)  ## Write each chapter's .ipynb anew from its .md.
 
 paper: $(STAMP)  ## Lay out a new paper: make paper NAME=my_method PART=logits TITLE="My method".
 	@$(BIN)/python ci/new_paper.py "$(NAME)" "$(PART)" "$(TITLE)"
+
+image:  ## The Docker images kdcore:cpu and kdcore:cuda.
+	@docker info > /dev/null 2>&1 || (echo "error: no Docker engine is running on this machine" >&2; exit 1)
+	docker build --target cpu --tag kdcore:cpu .
+	docker build --target cuda --tag kdcore:cuda .
 
 readme: $(STAMP)  ## Write the README's table anew from the records.
 	@$(BIN)/python ci/readme.py

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jupytext
 import papers
+import parameters
 import yaml
 
 from kdcore.sources import notebook_code
@@ -145,7 +146,9 @@ def _parameters(code: list) -> list[str]:
     cells = [cell.source for cell in code if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         return [f"must have one cell tagged parameters, got {len(cells)}"]
-    return [f"the parameters cell lacks {name}" for name in PARAMETERS if not re.search(rf"^{name} = ", cells[0], re.M)]
+    found = parameters.knobs_of_cell(cells[0])
+    lacking = [f"the parameters cell lacks {name}" for name in PARAMETERS if name not in found]
+    return lacking + parameters.problems(found)
 
 
 def _cells(code: list) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 import papers
 
-from kdcore.checks import check_choice
 from kdcore.sources import imported_files, notebook_code
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +36,11 @@ def chapter_path(name: str, root: Path = ROOT) -> Path:
         ValueError: there is no such chapter; names the nearest.
     """
     paths = {chapter.split("/")[1]: root / "chapters" / f"{chapter}.md" for chapter in chapters(root)}
-    return paths[check_choice("NAME", name, list(paths))]
+    if name not in paths:
+        near = get_close_matches(name, paths, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"NAME must be one of {', '.join(paths)}, got {name!r}.{hint}")
+    return paths[name]
 
 
 def executed_pages(root: Path = ROOT) -> list[str]:
@@ -42,38 +49,75 @@ def executed_pages(root: Path = ROOT) -> list[str]:
     return [page for page in pages if "{code-cell}" in (root / "book" / f"{page}.md").read_text(encoding="utf-8")]
 
 
-def chapter_digest(name: str, root: Path = ROOT) -> str:
-    """Changes when the chapter's text, a kdcore file that it imports, its records, or how it is run changes."""
+def code_files(name: str, root: Path = ROOT) -> dict[str, str]:
+    """The digest of a chapter's text, of every kdcore file that it imports, of its data, and of how it is run."""
     path = root / "chapters" / f"{name}.md"
     # `exercises.check` loads the chapter's checks by name, which no import in the chapter shows.
     source = notebook_code(path.read_text(encoding="utf-8")) + f"\nimport kdcore.exercises.{path.stem}"
-    records = [root / "book" / "records" / profile / f"{name}.json" for profile in PROFILES]
-    code = imported_files(source, root / "kdcore")
-    return _digest(root, [path, root / "ci" / "execute.py", *code, *records])
+    return digests(root, [path, root / "ci" / "execute.py", *imported_files(source, root / "kdcore")])
 
 
-def page_digest(name: str, root: Path = ROOT) -> str:
-    """Like `chapter_digest` for an executed page of `book/`.
+def chapter_files(name: str, root: Path = ROOT) -> dict[str, str]:
+    """`code_files` and the records that the chapter shows: what makes it out of date when it changes."""
+    return code_files(name, root) | _records(name, root)
+
+
+def page_files(name: str, root: Path = ROOT) -> dict[str, str]:
+    """Like `chapter_files` for an executed page of `book/`.
 
     A closing page of a part runs its own experiment; any other page may read every record.
     """
     path = root / "book" / f"{name}.md"
     code = imported_files(notebook_code(path.read_text(encoding="utf-8")), root / "kdcore")
     if name.startswith("parts/"):
-        records = [root / "book" / "records" / profile / f"{name}.json" for profile in PROFILES]
-        return _digest(root, [path, root / "ci" / "execute.py", *code, *records])
-    own = _digest(
-        root, [path, root / "book" / "papers.yml", *code, *sorted((root / "book" / "records").glob("*/*/*.json"))]
-    )
-    return _combine([own, *(chapter_digest(chapter, root) for chapter in chapters(root))])
+        return digests(root, [path, root / "ci" / "execute.py", *code]) | _records(name, root)
+    records = sorted((root / "book" / "records").glob("*/*/*.json"))
+    own = digests(root, [path, root / "book" / "papers.yml", *code, *records])
+    return own | {f"chapters/{chapter}": chapter_digest(chapter, root) for chapter in chapters(root)}
 
 
-def site_digest(root: Path = ROOT) -> str:
-    """Changes when anything that the site is rendered from changes."""
+def site_files(root: Path = ROOT) -> dict[str, str]:
+    """Like `chapter_files` for everything that the site is rendered from."""
     sources = [root / "_config.yml", root / "_toc.yml", root / "ci" / "render.py", root / "ci" / "papers.py"]
     sources += sorted(p for p in (root / "book").rglob("*") if p.is_file() and p.suffix != ".pyc")
     sources += sorted((root / "kdcore").rglob("*.py"))
-    return _combine([_digest(root, sources), *(chapter_digest(chapter, root) for chapter in chapters(root))])
+    executed = {f"chapters/{chapter}": chapter_digest(chapter, root) for chapter in chapters(root)}
+    return digests(root, sources) | executed
+
+
+def files(target: str, root: Path = ROOT) -> dict[str, str]:
+    """The digests of what a target is made of: "chapters/part/method", "book/page" or "site"."""
+    if target == "site":
+        return site_files(root)
+    folder, _, name = target.partition("/")
+    return chapter_files(name, root) if folder == "chapters" else page_files(name, root)
+
+
+def digest(target: str, root: Path = ROOT) -> str:
+    """Changes when something in `files` does."""
+    return combined(files(target, root))
+
+
+def chapter_digest(name: str, root: Path = ROOT) -> str:
+    """`digest` of a chapter."""
+    return digest(f"chapters/{name}", root)
+
+
+def digests(root: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of the files that exist, by path in the checkout; of scikit-learn's digits, too, where they are read."""
+    found = {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.exists()
+    }
+    if "kdcore/data/digits.py" in found:
+        found["scikit-learn's digits"] = _digits()
+    return found
+
+
+def combined(files: Mapping[str, str]) -> str:
+    """One digest of digests by path."""
+    return hashlib.sha256("".join(f"{path}\0{digest}\0" for path, digest in files.items()).encode()).hexdigest()
 
 
 def title(path: Path) -> str:
@@ -82,13 +126,14 @@ def title(path: Path) -> str:
     return found.group(1) if found else path.stem
 
 
-def _digest(root: Path, paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.exists():
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _records(name: str, root: Path) -> dict[str, str]:
+    return digests(root, [root / "book" / "records" / profile / f"{name}.json" for profile in PROFILES])
 
 
-def _combine(digests: list[str]) -> str:
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+@cache
+def _digits() -> str:
+    """The data of `quick`, which is a file of another package; the other data sets are checked by hash when read."""
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    data = Path(str(package.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    return hashlib.sha256(data.read_bytes()).hexdigest()

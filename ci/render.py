@@ -6,6 +6,8 @@ python ci/render.py _build
 from __future__ import annotations
 
 import filecmp
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,9 @@ def assemble(build: Path) -> tuple[Path, bool]:
     """Lay out the book's sources in `<build>/source`, copying only what changed so that rendering is incremental.
 
     Returns the folder, and whether all pages must be rendered anew because an extension changed.
+
+    Raises:
+        ValueError: a notebook is not the outcome of running this checkout's source.
     """
     source = build / "source"
     wanted = {Path(name): ROOT / name for name in ("_config.yml", "_toc.yml", "CITATION.cff")}
@@ -30,7 +35,7 @@ def assemble(build: Path) -> tuple[Path, bool]:
     executed = {f"book/{page}" for page in executed_pages()}
     for page in toc_files():
         if page.startswith("chapters/") or page in executed:
-            wanted[Path(f"{page}.ipynb")] = build / "executed" / f"{page}.ipynb"
+            wanted[Path(f"{page}.ipynb")] = own_notebook(build / "executed" / f"{page}.ipynb", page)
         else:
             wanted[Path(f"{page}.md")] = ROOT / f"{page}.md"
     for path in [path for path in source.rglob("*") if path.is_file()] if source.exists() else []:
@@ -47,9 +52,25 @@ def assemble(build: Path) -> tuple[Path, bool]:
     return source, any(relative.parent.name == "_extensions" for relative in changed)
 
 
+def own_notebook(path: Path, page: str) -> Path:
+    """The path, if the notebook there was made from the page's source as it is.
+
+    Outputs go into the site as they are, scripts of sliders and tables among them; another's notebook does not.
+    """
+    said = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("kdcore", {})
+    digest = hashlib.sha256((ROOT / f"{page}.md").read_text(encoding="utf-8").encode()).hexdigest()
+    if (said.get("page"), said.get("notebook_digest")) != (page.removeprefix("chapters/"), digest):
+        raise ValueError(f"{path} was not made by this build from {page}.md as it is; delete it and build again.")
+    return path
+
+
 def main() -> int:
     build = Path(sys.argv[1]).resolve()
-    source, everything = assemble(build)
+    try:
+        source, everything = assemble(build)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     executable = Path(sys.executable).with_name("jupyter-book")
     command = [executable, "build", source, "--path-output", build.parent, "-W", "--keep-going", "-q"]
     done = subprocess.run([*command, "--all"] if everything else command, cwd=ROOT, check=False)

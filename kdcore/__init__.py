@@ -9,7 +9,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_GROUND_FLOOR = ("checks", "data", "metrics", "models", "precision", "show", "sources", "study", "training")
+_GROUND_FLOOR = ("checks", "data", "metrics", "models", "precision", "show", "sources", "study", "training", "versions")
 
 _TOP_FLOOR = ("commands", "exercises")
 

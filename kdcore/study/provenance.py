@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from importlib import metadata
+import shutil
+import subprocess
 from pathlib import Path
 
 import torch
 
 from kdcore.checks import check_positive
+from kdcore.versions import versions
 
 __all__ = ["announce", "hardware", "versions"]
-
-_REPORTED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "torchmetrics")
 
 
 def announce(minutes: float) -> None:
@@ -37,28 +38,52 @@ def announce(minutes: float) -> None:
     print(f'As it is, this chapter runs at profile "quick", which takes {length}; {hint}.')
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on.
-
-    Example:
-        >>> sorted(versions())[:3]
-        ['numpy', 'pandas', 'python']
-    """
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _REPORTED}
-
-
 def hardware(device: torch.device | str) -> dict[str, str | int]:
     """What the run ran on.
 
+    Returns:
+        `device`, `machine`, `cpu`, `cores` (that this process may use), `threads`, and where they are known
+        `memory_gib`; on a GPU also `gpu`, `gpu_memory_gib`, `cuda` and `driver`.
+
     Example:
-        >>> hardware("cpu")["device"]
-        'cpu'
+        >>> sorted(hardware("cpu"))[:3]
+        ['cores', 'cpu', 'device']
     """
     device = torch.device(device)
     found: dict[str, str | int] = {"device": device.type, "machine": platform.machine(), "cpu": _cpu_name()}
+    found |= {"cores": _cores(), "threads": torch.get_num_threads()} | _memory()
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found | {"threads": torch.get_num_threads()}
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30)}
+        found |= {"cuda": torch.version.cuda or "unknown", "driver": _driver()}
+    return found
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+def _memory() -> dict[str, int]:
+    try:
+        return {"memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)}
+    except (AttributeError, ValueError, OSError):  # Windows
+        return {}
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver, by the tool that comes with it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return (done.stdout.split() or ["unknown"])[0]
 
 
 def _cpu_name() -> str:

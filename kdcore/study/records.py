@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-from kdcore.study.claims import standardised
+__all__ = ["SCHEMA", "ledger", "parse_record", "read_record", "record_path", "write_record"]
 
-__all__ = ["SCHEMA", "ledger", "read_record", "record_path", "write_record"]
-
-_NUMBER = {"type": "number"}
-_TEXT = {"type": "string", "minLength": 1}
+_NUMBER = {"type": "number", "minimum": -1e300, "maximum": 1e300}
+_SEED = {"type": "integer", "minimum": 0, "maximum": 2**62}
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 2000}
+_DIGEST = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+# What a page might take for more than text: an HTML tag, a line's end (a directive begins a line), a MyST role, an
+# address that is a program. Records come from others, and what is refused here need not be escaped in five places.
+_MARKUP = re.compile(
+    r"<[A-Za-z/!?]|[\x00-\x1f\x7f-\x9f\u2028\u2029]|\{[^{}]*\}`|(?:java|vb)script\s*:|data\s*:\s*(?:text|image|application)/",
+    re.I,
+)
+_CLAIM_TEXTS = ("id", "statement", "better", "than", "metric", "source", "paper")
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "additionalProperties": False,
     "required": ["schema", "chapter", "profile", "parameters", "seeds", "results", "claims", "provenance"],
     "properties": {
         "schema": {"const": 1},
-        "chapter": {"type": "string", "pattern": "^[a-z_]+/[a-z0-9_]+$"},
+        "chapter": {"type": "string", "pattern": r"^[a-z_]+/[a-z0-9_]+$(?!\n)"},
         "profile": {"enum": ["quick", "cpu", "gpu"]},
         "parameters": {"type": "object"},
-        "seeds": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+        "seeds": {"type": "array", "items": _SEED, "minItems": 1},
         "results": {
             "type": "array",
             "minItems": 1,
@@ -33,19 +43,20 @@ SCHEMA: dict[str, Any] = {
                 "type": "object",
                 "additionalProperties": False,
                 "required": ["arm", "seed", "metric", "value"],
-                "properties": {"arm": _TEXT, "seed": {"type": "integer"}, "metric": _TEXT, "value": _NUMBER},
+                "properties": {"arm": _TEXT, "seed": _SEED, "metric": _TEXT, "value": _NUMBER},
             },
         },
         "claims": {
             "type": "array",
             "items": {
                 "type": "object",
-                "required": ["id", "statement", "better", "than", "metric", "source", "difference", "verdict"],
+                "required": [*_CLAIM_TEXTS, "difference", "low", "high", "pairs", "verdict"],
                 "properties": {
+                    **dict.fromkeys(_CLAIM_TEXTS, _TEXT),
                     "difference": _NUMBER,
                     "low": _NUMBER,
                     "high": _NUMBER,
-                    "pairs": {"type": "integer", "minimum": 2},
+                    "pairs": {"type": "integer", "minimum": 2, "maximum": 10**6},
                     "verdict": {"enum": ["supported", "undecided", "contradicted"]},
                 },
             },
@@ -53,7 +64,22 @@ SCHEMA: dict[str, Any] = {
         "provenance": {
             "type": "object",
             "required": ["date", "wall_seconds", "hardware", "versions", "code_digest", "data"],
-            "properties": {"wall_seconds": _NUMBER, "code_digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+            "properties": {
+                "date": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\d$"},
+                "started": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$"},
+                "wall_seconds": _NUMBER,
+                "hardware": {
+                    "type": "object",
+                    "required": ["device", "cpu"],
+                    "additionalProperties": {"type": ["string", "integer"]},
+                },
+                "versions": {"type": "object", "additionalProperties": _TEXT},
+                "code_digest": _DIGEST,
+                "notebook_digest": {"anyOf": [_DIGEST, {"type": "null"}]},
+                "commit": {"type": ["string", "null"], "pattern": "^[0-9a-f]{40,64}$"},
+                "dirty": {"type": ["boolean", "null"]},
+                "data": _TEXT,
+            },
         },
     },
 }
@@ -101,7 +127,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """Read a record and check it.
 
     Raises:
-        ValueError: the file is truncated, no JSON, or does not fit the schema; names the file.
+        ValueError: the file is truncated, no JSON, or does not fit the schema, or a text in it holds markup; names the
+            file.
 
     Example:
         >>> import tempfile
@@ -111,11 +138,22 @@ def read_record(path: str | Path) -> dict[str, Any]:
         Traceback (most recent call last):
         ValueError: record ...kd.json is corrupt (...); delete it and run its chapter again.
     """
+    return parse_record(Path(path).read_bytes(), f"record {path}")
+
+
+def parse_record(content: bytes, name: str) -> dict[str, Any]:
+    """A record from its bytes, checked as `read_record` does; `name` is what an error calls it.
+
+    Example:
+        >>> parse_record(b'{"schema": NaN}', "record a.json")
+        Traceback (most recent call last):
+        ValueError: record a.json is corrupt (NaN is no number of a record); delete it and run its chapter again.
+    """
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"record {path} is corrupt ({error}); delete it and run its chapter again.") from error
-    _validate(record, f"record {path}")
+        record = json.loads(content.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # also digits or brackets without end
+        raise ValueError(f"{name} is corrupt ({error}); delete it and run its chapter again.") from error
+    _validate(record, name)
     return record
 
 
@@ -132,6 +170,10 @@ def ledger(folders: Iterable[str | Path]) -> pd.DataFrame:
         >>> ledger([tempfile.mkdtemp()]).empty
         True
     """
+    import pandas as pd
+
+    from kdcore.study.claims import standardised
+
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for folder in folders:
         for path in sorted(Path(folder).glob("*/*/*.json")):
@@ -160,3 +202,34 @@ def _validate(record: Mapping[str, Any], name: str) -> None:
     if problem is not None:
         place = "/".join(map(str, problem.absolute_path)) or "top level"
         raise ValueError(f"{name} does not fit the schema at {place}: {problem.message[:200]}")
+    for text in _texts(record):
+        found = _MARKUP.search(text)
+        if found:
+            raise ValueError(f"{name} holds {found.group()!r} in the text {text[:80]!r}; a record holds plain text.")
+    for claim in record["claims"]:
+        if claim["low"] > claim["high"]:
+            raise ValueError(f"{name} has an interval that ends before it begins, of the claim {claim['id']!r}.")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of a record")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def _texts(item: Any) -> Iterator[str]:
+    """Every text in a JSON value, names of fields included."""
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, Mapping):
+        for name, value in item.items():
+            yield str(name)
+            yield from _texts(value)
+    elif isinstance(item, list | tuple):
+        for value in item:
+            yield from _texts(value)

@@ -8,12 +8,15 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from kdcore.checks import check_choice
@@ -22,6 +25,7 @@ from kdcore.study.claims import Claim, Verdict, judge
 from kdcore.study.provenance import hardware, versions
 from kdcore.study.records import write_record
 from kdcore.training.seeding import deterministic, pick_device, seeded
+from kdcore.versions import revision
 
 __all__ = ["PROFILES", "Study", "by_profile"]
 
@@ -94,7 +98,13 @@ class Study:
         self.results_dir = Path(results_dir)
         self.parameters = {"seed": seed, "n_seeds": n_seeds, **(parameters or {})}
         self.results = pd.DataFrame(columns=["arm", "seed", "metric", "value"])
-        self._digest = code_digest(_chapter_source(chapter))
+        notebook = _notebook(chapter)
+        # Outside of a checkout there is the package alone.
+        code = notebook_code(notebook) if notebook else f"import kdcore.{chapter.replace('/', '.')}"
+        self._digest = code_digest(code)
+        self._notebook_digest = hashlib.sha256(notebook.encode()).hexdigest() if notebook else None
+        self._revision = revision()
+        self._started = datetime.datetime.now(datetime.UTC)
         self._seconds = 0.0
         deterministic(threads)
 
@@ -102,6 +112,9 @@ class Study:
         self, experiment: Callable[[str, int], Mapping[str, float]], arms: Sequence[str], *, seeds: int | None = None
     ) -> pd.DataFrame:
         """Run every arm with every seed, seed by seed, so that arms are paired.
+
+        A run that fails does not stop the others. What finished is kept on disk, so that the same call in a new study
+        of the same parameters and code runs only what failed.
 
         Args:
             experiment: function of (arm, seed) that returns metrics by name.
@@ -112,14 +125,30 @@ class Study:
             Tidy results of these arms.
 
         Raises:
-            FloatingPointError: a metric is not finite; names arm, seed and metric.
+            RuntimeError: runs failed (out of memory, a metric that is not finite …); names each arm and seed.
         """
         done = set(zip(self.results["arm"], self.results["seed"], strict=True))
         jobs = [(arm, seed) for seed in self.seeds[:seeds] for arm in arms if (arm, seed) not in done]
         rows: list[dict[str, Any]] = []
+        failures: list[str] = []
         for arm, seed in tqdm(jobs, desc=f"{self.chapter} {self.profile}", unit="run", leave=False):
-            metrics = self._run_one(experiment, arm, seed)
+            try:
+                metrics = self._run_one(experiment, arm, seed)
+            except Exception as error:
+                failures.append(f"arm {arm!r}, seed {seed}: {type(error).__name__}: {error}")
+                print(f"failed, and the other runs go on: {failures[-1]}", file=sys.stderr)
+                if len(failures) == 1:
+                    traceback.print_exc()
+                continue
+            finally:
+                if failures and self.device.type == "cuda":
+                    torch.cuda.empty_cache()  # what a run that ran out of memory held would fail the next one too
             rows += [{"arm": arm, "seed": seed, "metric": name, "value": value} for name, value in metrics.items()]
+        if failures:
+            raise RuntimeError(
+                f"{len(failures)} of {len(jobs)} runs failed, the others are kept; the same call again runs only these:"
+                + "".join(f"\n  {failure}" for failure in failures)
+            )
         self.add(rows)
         return self.results[self.results["arm"].isin(arms)].reset_index(drop=True)
 
@@ -154,10 +183,13 @@ class Study:
                 "claims": [verdict.as_dict() for verdict in verdicts],
                 "provenance": {
                     "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                    "started": self._started.isoformat(timespec="seconds"),
                     "wall_seconds": round(self._seconds, 1),
                     "hardware": hardware(self.device),
                     "versions": versions(),
                     "code_digest": self._digest,
+                    "notebook_digest": self._notebook_digest,
+                    **self._revision,
                     "data": data,
                 },
             },
@@ -173,7 +205,7 @@ class Study:
             content = json.loads(kept.read_text(encoding="utf-8"))
             self._seconds += content["seconds"]
             return content["metrics"]
-        except (OSError, ValueError, KeyError):  # not run yet, or cut short while being written
+        except (OSError, ValueError, KeyError, TypeError):  # not run yet, or cut short while being written
             pass
         began = time.perf_counter()
         with seeded(seed):  # whatever a chapter forgets to seed depends on the seed alone all the same
@@ -181,7 +213,7 @@ class Study:
         seconds = time.perf_counter() - began
         for metric, value in metrics.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"{metric} of arm {arm!r}, seed {seed} is {value}.")
+                raise FloatingPointError(f"{metric} is {value}.")
         self._seconds += seconds
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_suffix(f".partial-{os.getpid()}")
@@ -195,10 +227,8 @@ class Study:
         return self.results_dir / "unfinished" / self.profile / self.chapter / key
 
 
-def _chapter_source(chapter: str) -> str:
-    """Code of the chapter's notebook source where the checkout is at hand, else an import of its module."""
+def _notebook(chapter: str) -> str | None:
+    """The chapter's source where the checkout is at hand."""
     root = repository_root()
-    for path in [root / folder / f"{chapter}.md" for folder in ("chapters", "book")] if root else []:
-        if path.exists():
-            return notebook_code(path.read_text(encoding="utf-8"))
-    return f"import kdcore.{chapter.replace('/', '.')}"
+    paths = [root / folder / f"{chapter}.md" for folder in ("chapters", "book")] if root else []
+    return next((path.read_text(encoding="utf-8") for path in paths if path.exists()), None)

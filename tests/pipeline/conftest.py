@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import jupytext
 import pytest
 import yaml
 
@@ -83,5 +85,65 @@ def write_chapter(project: Path, part: str, method: str, code: str) -> None:
     path.write_text(_HEADER.format(title=method, code=code), encoding="utf-8")
 
 
+_STUDY = """
+from kdcore import study
+
+experiment = study.Study(
+    "{part}/{method}", profile=profile, seed=seed, n_seeds=n_seeds, results_dir=results_dir,
+    parameters={{"temperature": temperature}},
+)
+values = {{"CE": 1.0, "KD": temperature}}
+experiment.run(lambda arm, seed: {{"accuracy": values[arm] + (0.1 if arm == "KD" else 0.2) * seed}}, list(values))
+claim = study.Claim("wins", "KD beats labels", better="KD", than="CE", metric="accuracy", source="nowhere")
+experiment.finish([claim], "made here")
+"""
+_STUDY_KNOBS = """profile = "quick"  # "quick", "cpu" or "gpu"
+seed = 0  # the first seed, at least 0
+n_seeds = 3  # paired seeds, at least 2
+results_dir = "results"  # where the record is written
+temperature = 4.0  # of the distillation term, positive
+"""
+
+
+def write_study(project: Path, part: str, method: str) -> None:
+    """A chapter that runs a study of a moment and writes a record; like a real one, it is a pair."""
+    write_chapter(project, part, method, _STUDY.format(part=part, method=method))
+    path = project / "chapters" / part / f"{method}.md"
+    path.write_text(re.sub(r'profile = "quick"\n.*?(?=```)', _STUDY_KNOBS, path.read_text(), count=1, flags=re.S))
+    jupytext.write(jupytext.read(path), path.with_suffix(".ipynb"))
+
+
 def build_command(project: Path) -> list[str]:
     return [sys.executable, str(project / "ci" / "build.py")]
+
+
+_RECORD = """
+import json, pathlib
+{before}
+value = {{"KD": temperature, "CE": 0.0}}
+rows = [{{"arm": arm, "seed": seed + n, "metric": "accuracy", "value": value[arm] + 0.01 * n * value[arm]}}
+        for n in range(2) for arm in value]
+claim = {{"id": "wins", "statement": "KD wins", "better": "KD", "than": "CE", "metric": "accuracy", "source": "-",
+         "direction": "higher", "paper": "-", "difference": 1.0, "low": 0.5, "high": 1.5, "pairs": 2,
+         "verdict": "supported"}}
+record = {{"schema": 1, "chapter": "logits/first", "profile": profile, "parameters": {{"seed": seed}},
+          "seeds": [seed, seed + 1], "results": rows, "claims": [claim],
+          "provenance": {{"date": "2026-01-01", "wall_seconds": 0.0, "hardware": {{}}, "versions": {{}},
+                         "code_digest": "0" * 64, "data": "none"}}}}
+path = pathlib.Path(results_dir) / profile / "logits" / "first.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps(record))
+"""
+
+
+def write_swept_chapter(project: Path, before: str = "") -> None:
+    """The chapter logits/first with a seed, which writes a record without loading kdcore; `before` runs first."""
+    write_chapter(project, "logits", "first", _RECORD.format(before=before))
+    path = project / "chapters" / "logits" / "first.md"
+    knobs = 'temperature = 4.0  # of the loss, positive\nseed = 0  # the first, at least 0\nnote = ""  # any text'
+    path.write_text(path.read_text(encoding="utf-8").replace("temperature = 4.0", knobs), encoding="utf-8")
+
+
+def sweep_command(*arguments: str) -> list[str]:
+    """`kdcore sweep first …`, to be run in the project's folder."""
+    return [sys.executable, "-c", "from kdcore.commands import main; main()", "sweep", "first", *arguments]

@@ -39,6 +39,12 @@ def test_build_reruns_exactly_what_changed(tiny_project):
     assert "[1/" not in build(tiny_project)
     assert executed(tiny_project) == first
 
+    copied = tiny_project / "_build" / "executed" / "chapters" / "features" / "second.ipynb"
+    copied.with_suffix(".sources.json").unlink()  # of which nothing here says what it was made of
+    build(tiny_project)
+    assert executed(tiny_project)["second"] != first["second"]
+    first = executed(tiny_project)
+
     (tiny_project / "kdcore" / "logits" / "first.py").write_text("VALUE = 2\n")
     build(tiny_project)
     second = executed(tiny_project)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import json
 import os
+import re
+import subprocess
+import types
 
 import numpy as np
 import pandas as pd
@@ -13,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import kdcore
 from kdcore import sources, study
-from kdcore.study import records
+from kdcore.study import provenance, records
+from kdcore.versions import revision
 
 
 def tidy(**arms: list[float]) -> pd.DataFrame:
@@ -104,16 +111,100 @@ def test_study_runs_all_arms_and_writes_a_valid_record(tmp_path):
     assert not list((tmp_path / "unfinished").glob("*/*/*/*"))
 
 
-def test_same_parameters_give_identical_records(tmp_path):
+def test_same_parameters_give_identical_records_but_for_dates_and_times(tmp_path):
     contents = []
     for folder in ("first", "second"):
         running = toy(tmp_path / folder)
         running.run(accuracy, ["a", "b"])
         running.finish([claim()], "made up")
         record = study.read_record(study.record_path(tmp_path / folder, "foundations/kd", "quick"))
-        record["provenance"].pop("wall_seconds")
+        for name in ("date", "started", "wall_seconds"):
+            record["provenance"].pop(name)
         contents.append(json.dumps(record))
     assert contents[0] == contents[1]
+
+
+def test_a_record_says_where_its_numbers_come_from(tmp_path, root):
+    provenance = finished_record(tmp_path)["provenance"]
+    notebook = (root / "chapters" / "foundations" / "kd.md").read_bytes()
+    assert provenance["notebook_digest"] == hashlib.sha256(notebook).hexdigest()
+    assert provenance["hardware"]["cores"] >= 1
+    assert provenance["hardware"]["memory_gib"] >= 1
+    assert provenance["versions"]["kdcore"] == kdcore.__version__
+    assert {"commit": provenance["commit"], "dirty": provenance["dirty"]} == revision()
+    began = datetime.datetime.fromisoformat(provenance["started"])
+    assert began.utcoffset() == datetime.timedelta(0)
+    assert provenance["started"][:4] == provenance["date"][:4]
+
+
+def git(folder, *arguments):
+    command = ["git", "-C", folder, "-c", "user.name=A", "-c", "user.email=a@example.org", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_revision_is_the_commit_and_whether_code_differs_from_it(tmp_path):
+    project = tmp_path / "a project"
+    (project / "kdcore").mkdir(parents=True)
+    (project / "_config.yml").touch()
+    code = project / "kdcore" / "__init__.py"
+    code.write_text("x = 1")
+    unknown = {"commit": None, "dirty": None}
+    assert revision(project / "kdcore") == unknown  # no repository
+    git(project, "init")
+    assert revision(project / "kdcore") == unknown  # no commit
+    git(project, "add", ".")
+    git(project, "commit", "-m", "first")
+    clean = revision(project / "kdcore")
+    assert re.fullmatch("[0-9a-f]{40}", clean["commit"])
+    assert clean["dirty"] is False
+    (project / "book" / "records").mkdir(parents=True)
+    (project / "book" / "records" / "new.json").touch()
+    assert revision(project / "kdcore") == clean  # a new record changes no number
+    code.write_text("x = 2")
+    assert revision(project / "kdcore") == clean | {"dirty": True}
+    code.write_text("x = 1")
+    code.with_name("new.py").touch()
+    assert revision(project / "kdcore") == clean | {"dirty": True}
+
+
+def test_revision_without_git_or_inside_of_a_foreign_repository_is_unknown(tmp_path, monkeypatch):
+    outer = tmp_path / "kdcore-1.0"
+    (outer / "kdcore").mkdir(parents=True)
+    (outer / "_config.yml").touch()
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--allow-empty", "-m", "first")
+    assert revision(outer / "kdcore") == {"commit": None, "dirty": None}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert revision() == {"commit": None, "dirty": None}
+
+
+def test_git_runs_no_program_that_a_repository_names(tmp_path):
+    (tmp_path / "kdcore").mkdir()
+    (tmp_path / "_config.yml").touch()
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    git(tmp_path, "config", "core.fsmonitor", f"touch '{tmp_path}/ran'; false")
+    assert revision(tmp_path / "kdcore")["commit"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_known_of_a_gpu_is_recorded(monkeypatch):
+    properties = types.SimpleNamespace(name="Tesla T4", total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(provenance, "_driver", lambda: "550.1")
+    found = provenance.hardware("cuda")
+    assert (found["gpu"], found["gpu_memory_gib"], found["driver"]) == ("Tesla T4", 15, "550.1")
+
+
+def test_driver_is_asked_of_its_own_tool(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance._driver() == "unknown"
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 550.1\n")
+    tool.chmod(0o755)
+    assert provenance._driver() == "550.1"
 
 
 def test_killed_study_resumes_where_it_stopped(tmp_path):
@@ -163,9 +254,44 @@ def test_half_written_run_and_other_parameters_are_not_taken_for_finished(tmp_pa
     assert len(ran) == 7
 
 
-def test_metric_that_is_not_finite_stops_and_names_arm_and_seed(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"accuracy of arm 'a', seed 0 is nan"):
-        toy(tmp_path).run(lambda arm, seed: {"accuracy": float("nan")}, ["a"])
+def test_a_failed_run_names_arm_and_seed_stops_no_other_and_alone_is_run_again(tmp_path):
+    ran, broken = [], {("a", 1): torch.OutOfMemoryError("out of memory"), ("b", 2): None}
+
+    def experiment(arm: str, seed: int) -> dict[str, float]:
+        ran.append((arm, seed))
+        if (arm, seed) in broken:
+            if broken[arm, seed]:
+                raise broken[arm, seed]
+            return {"accuracy": float("nan")}
+        return accuracy(arm, seed)
+
+    with pytest.raises(RuntimeError, match=r"2 of 6 runs failed") as caught:
+        toy(tmp_path).run(experiment, ["a", "b"])
+    assert "arm 'a', seed 1: OutOfMemoryError: out of memory" in str(caught.value)
+    assert "arm 'b', seed 2: FloatingPointError: accuracy is nan" in str(caught.value)
+    assert len(ran) == 6
+    failed = set(broken)
+    broken.clear()
+    ran.clear()
+    results = toy(tmp_path).run(experiment, ["a", "b"])
+    assert set(ran) == failed
+    pd.testing.assert_frame_equal(results, toy(tmp_path / "afresh").run(accuracy, ["a", "b"]))
+
+
+def test_after_a_failure_the_same_study_goes_on_in_the_same_order(tmp_path):
+    broken = [True]
+
+    def experiment(arm: str, seed: int) -> dict[str, float]:
+        if arm == "a" and seed == 0 and broken:
+            raise MemoryError
+        return accuracy(arm, seed)
+
+    running = toy(tmp_path)
+    with pytest.raises(RuntimeError, match="1 of 6 runs failed"):
+        running.run(experiment, ["a", "b"])
+    broken.clear()
+    results = running.run(experiment, ["a", "b"])
+    pd.testing.assert_frame_equal(results, toy(tmp_path / "afresh").run(accuracy, ["a", "b"]))
 
 
 def finished_record(tmp_path) -> dict:
@@ -206,6 +332,74 @@ def test_record_that_breaks_the_schema_is_not_written(tmp_path):
     record = finished_record(tmp_path)
     with pytest.raises(ValueError, match=r"the new record does not fit the schema at results/0/value"):
         study.write_record(record | {"results": [{"arm": "a", "seed": 0, "metric": "m", "value": "high"}]}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>", "</td>", "<img src=x onerror=alert(1)>", "<!-- x", "two\nlines",
+        "{download}`/etc/passwd`", "[x](JavaScript :alert(1))", "\\href{javascript:alert(1)}{x}",
+        "[x](data:text/html,x)",
+    ],
+)  # fmt: skip
+def test_markup_in_any_text_of_a_record_is_refused(tmp_path, text):
+    record = finished_record(tmp_path)
+    path = study.record_path(tmp_path, "foundations/kd", "quick")
+    places = [
+        lambda new: new["claims"][0].update(statement=text),
+        lambda new: new["claims"][0].update(paper=text),
+        lambda new: new["results"][0].update(arm=text),
+        lambda new: new["results"][0].update(metric=text),
+        lambda new: new["provenance"].update(data=text),
+        lambda new: new["provenance"]["hardware"].update(cpu=text),
+        lambda new: new["provenance"]["versions"].update(torch=text),
+        lambda new: new["parameters"].update({"name": [{"deep": text}]}),
+        lambda new: new["parameters"].update({text: 1}),
+    ]
+    for change in places:
+        new = json.loads(json.dumps(record))
+        change(new)
+        path.write_text(json.dumps(new))
+        with pytest.raises(ValueError, match=r"kd.json holds .* a record holds plain text"):
+            study.read_record(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 5000, "1e305"])
+def test_numbers_that_are_none_are_refused(tmp_path, number):
+    record = finished_record(tmp_path)
+    path = study.record_path(tmp_path, "foundations/kd", "quick")
+    record["results"][0]["value"] = "here"
+    path.write_text(json.dumps(record).replace('"here"', number))
+    with pytest.raises(ValueError, match=r"kd.json (is corrupt|does not fit the schema at results/0/value)"):
+        study.read_record(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chapter": "../../etc/passwd"}, "schema at chapter"),
+        ({"chapter": "foundations/kd\n"}, "schema at chapter"),
+        ({"seeds": [10**30]}, "schema at seeds/0"),
+        ({"results": "[" * 100_000}, "schema at results"),
+        ({"provenance": {}}, "schema at provenance"),
+    ],
+)
+def test_fields_of_other_kinds_are_refused(tmp_path, change, message):
+    record = finished_record(tmp_path)
+    path = study.record_path(tmp_path, "foundations/kd", "quick")
+    path.write_text(json.dumps(record | change))
+    with pytest.raises(ValueError, match=message):
+        study.read_record(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"kd.json is corrupt"):
+        study.read_record(path)
+
+
+def test_an_interval_that_ends_before_it_begins_is_refused(tmp_path):
+    record = finished_record(tmp_path)
+    record["claims"][0] |= {"low": 2.0, "high": 1.0}
+    with pytest.raises(ValueError, match="ends before it begins, of the claim 'c'"):
+        study.write_record(record, tmp_path)
 
 
 def test_ledger_has_a_row_per_claim_and_later_folders_win(tmp_path):
