@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 
 try:
     import typer
@@ -70,6 +71,9 @@ def main() -> None:
         >>> callable(main)
         True
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where the locale knows no α
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:

@@ -102,9 +102,7 @@ def test_a_corrupt_file_is_named(made_usps):
 @pytest.mark.parametrize("name", ["mnist", "usps", "cifar10"])
 def test_without_network_getting_says_what_to_put_where(offline, name):
     done = invoke("data", "get", name, "--data-dir", "mine")
-    with pytest.raises(
-        data.MissingDataError, match=r"could not be downloaded .*Put .* into mine, or name their folder"
-    ):
+    with pytest.raises(data.MissingDataError, match=r"could not be downloaded .*Put .* into mine, or"):
         raise done.exception
 
 
