@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from io import TextIOWrapper
 
 try:
     import typer
@@ -85,7 +86,9 @@ def main() -> None:
         >>> callable(main)
         True
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that knows no τ
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where the locale knows no τ
     try:
         app()
     except (ValueError, RuntimeError, OSError) as error:
