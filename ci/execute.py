@@ -105,7 +105,9 @@ def execute(name: str, output: Path, parameters: dict[str, Any], log: Path | Non
             ) from None
         seconds = time.perf_counter() - began
         content = json.loads(partial.read_text(encoding="utf-8"))
-        content["metadata"]["kdcore"] = {"page": name, "seconds": round(seconds, 1)} | origin | _of_record(source, parameters)
+        content["metadata"]["kdcore"] = (
+            {"page": name, "seconds": round(seconds, 1)} | origin | _of_record(source, parameters)
+        )
         content["metadata"].pop("papermill", None)  # absolute paths
         for cell in content["cells"]:
             duration = cell["metadata"].pop("papermill", {}).get("duration")
