@@ -97,7 +97,9 @@ def execute(
             ) from None
         seconds = time.perf_counter() - began
         content = json.loads(partial.read_text(encoding="utf-8"))
-        content["metadata"]["kdcore"] = {"page": name, "seconds": round(seconds, 1)} | origin
+        content["metadata"]["kdcore"] = (
+            {"page": name, "seconds": round(seconds, 1)} | origin | _of_record(source, parameters)
+        )
         content["metadata"].pop("papermill", None)  # absolute paths
         for cell in content["cells"]:
             duration = cell["metadata"].pop("papermill", {}).get("duration")
@@ -125,6 +127,16 @@ def provenance(source: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         "versions": versions() | {"papermill": metadata.version("papermill")},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _of_record(source: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Seeds and hardware, which the record of the run knows; nothing where a page writes none."""
+    folder = ROOT / parameters.get("results_dir", "results") / parameters.get("profile", "quick")
+    path = folder / source.parent.name / f"{source.stem}.json"
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {"seeds": record["seeds"], "hardware": record["provenance"]["hardware"]}
 
 
 def _run(given: Path, partial: Path, parameters: dict[str, Any], log: Path | None, minutes: float) -> None:

@@ -159,6 +159,7 @@ def inert_notebook(notebook: Mapping[str, Any]) -> dict[str, Any]:
             if "data" in output:
                 kept = {kind: _text(value) for kind, value in output["data"].items() if kind in _KEPT_TYPES}
                 output["data"] = {kind: _inert(kind, value) for kind, value in kept.items()}
+                output["metadata"] = {}
     return copy
 
 
@@ -323,7 +324,7 @@ def _check_content(path: Path, name: str, content: bytes) -> None:
             raise ValueError(f"{path}: {name} is a record of {record['chapter']} at {record['profile']}.")
     elif name.startswith("notebooks/"):
         try:
-            nbformat.validate(nbformat.reads(content.decode("utf-8"), as_version=4))
+            nbformat.validate(nbformat.from_dict(json.loads(content)), version=4)  # refuses older forms
         except Exception as error:  # whatever it stumbles over: no JSON, other fields, brackets without end
             raise ValueError(f"{path}: {name} is no notebook: {str(error)[:200]}") from error
     elif name == METADATA:
@@ -366,7 +367,9 @@ def _text(value: Any) -> str:
 def _inert(kind: str, text: str) -> str:
     if kind == "text/html":
         return _inert_html(text)
-    return text if kind in ("text/plain", "image/png", "image/jpeg") else _inert_markdown(text)
+    if kind.startswith("image/"):  # it becomes part of an attribute, which it could otherwise end
+        return text if re.fullmatch(r"[A-Za-z0-9+/=\r\n]*", text) else ""
+    return text if kind == "text/plain" else _inert_markdown(text)
 
 
 def _inert_markdown(text: str) -> str:

@@ -182,6 +182,9 @@ def test_doubled_names_are_refused(tmp_path, files):
         archiving.read_archive(path)
 
 
+OLD_FORM = b'{"worksheets": [{"cells": []}], "metadata": {}, "nbformat": 3, "nbformat_minor": 0}'
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -189,6 +192,7 @@ def test_doubled_names_are_refused(tmp_path, files):
         ("records/cpu/logits/kd.json", b"[" * 100_000, "is corrupt"),
         ("notebooks/logits/kd.ipynb", b'{"cells": 1}', "is no notebook"),
         ("notebooks/logits/kd.ipynb", b"\x80\x04", "is no notebook"),
+        ("notebooks/logits/kd.ipynb", OLD_FORM, "is no notebook"),
         ("ro-crate-metadata.json", b"[]", "is no RO-Crate metadata"),
         ("ro-crate-metadata.json", b'{"@graph": []}', "describes no root"),
     ],
@@ -230,6 +234,7 @@ ATTACKS = {
     "image__svg_xml": ["<svg onload=alert(1) xmlns='http://www.w3.org/2000/svg'></svg>"],
     "application__javascript": ["alert(1)"],
     "application__vnd.jupyter.widget-view_json": ["<script>alert(1)</script>"],
+    "image__png": ['AAAA" onerror="alert(1)'],
     "text__latex": [r"$\href{javascript:alert(1)}{x}$"],
 }
 ACTIVE = (

@@ -92,7 +92,8 @@ def test_notebook_and_record_say_where_they_come_from_and_a_record_is_reproduced
     assert said["parameters"] == {"temperature": 2.5, "n_seeds": 3, "note": "plain"}
     assert said["notebook_digest"] == hashlib.sha256(_CHAPTER.encode()).hexdigest()
     assert said["versions"]["torch"] == provenance["versions"]["torch"]
-    for name in ("commit", "notebook_digest", "code_digest"):
+    assert said["seeds"] == [0, 1, 2]
+    for name in ("commit", "notebook_digest", "code_digest", "hardware"):
         assert said[name] == provenance[name], name
     assert provenance["commit"] == commit
     assert found["seeds"] == [0, 1, 2]

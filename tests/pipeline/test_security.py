@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from kdcore import show, study, training
+from kdcore.commands import app
 from kdcore.data import benchmarks, graphs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -187,17 +188,18 @@ SHELL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [SHELL[0], SHELL[1], SHELL[4], SHELL[7]])
-def test_names_of_chapters_and_records_reach_no_shell(tiny_project, text):
-    command = [sys.executable, "-c", "from kdcore.commands import main; main()"]
-    for arguments in (["reproduce", text], ["archive", text]):
-        done = subprocess.run([*command, *arguments], cwd=tiny_project, capture_output=True, text=True, check=False)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
+ATTACKED = {"run", "sweep", "reproduce", "archive"} & {command.name for command in app.registered_commands}
+
+
+@pytest.mark.parametrize("subcommand", sorted(ATTACKED))
+@pytest.mark.parametrize("text", [SHELL[0], SHELL[1], SHELL[4]])
+def test_names_of_chapters_and_records_reach_no_shell(tiny_project, subcommand, text):
     done = subprocess.run(
-        [sys.executable, "ci/execute.py", text], cwd=tiny_project, capture_output=True, text=True, check=False
-    )
-    assert "error: no chapter" in done.stderr
+        [sys.executable, "-c", "from kdcore.commands import main; main()", subcommand, text],
+        cwd=tiny_project, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
     assert not list(tiny_project.rglob("pwned"))
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import types
 
 import numpy as np
@@ -400,6 +401,23 @@ def test_an_interval_that_ends_before_it_begins_is_refused(tmp_path):
     record["claims"][0] |= {"low": 2.0, "high": 1.0}
     with pytest.raises(ValueError, match="ends before it begins, of the claim 'c'"):
         study.write_record(record, tmp_path)
+
+
+def test_reading_a_record_and_planning_an_archive_load_no_torch(root):
+    code = (
+        "import sys; from kdcore import study; from kdcore.commands import archiving, reproducing; "
+        "archiving.pack(['kd']); study.read_record('book/records/cpu/foundations/kd.json'); "
+        "print(sorted({'torch', 'pandas', 'scipy', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_package_is_found_where_it_lives():
+    assert sorted(name for names in study._HOMES.values() for name in names) == sorted(study.__all__)
+    assert all(getattr(study, name) is not None for name in study.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = study.nothing
 
 
 def test_ledger_has_a_row_per_claim_and_later_folders_win(tmp_path):
