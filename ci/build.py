@@ -82,6 +82,7 @@ def forget_corrupt_records(build: Path) -> None:
             page = path.relative_to(build / "records" / path.parts[-3]).with_suffix(".ipynb")
             for executed in (build / "executed" / "chapters" / page, build / "executed" / "book" / page):
                 executed.unlink(missing_ok=True)
+            (build / "site.done").unlink(missing_ok=True)  # or Snakemake would miss nothing
             path.unlink()
 
 
