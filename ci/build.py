@@ -82,7 +82,7 @@ def forget_corrupt_records(build: Path) -> None:
             page = path.relative_to(build / "records" / path.parts[-3]).with_suffix(".ipynb")
             for executed in (build / "executed" / "chapters" / page, build / "executed" / "book" / page):
                 executed.unlink(missing_ok=True)
-            (build / "site.done").unlink(missing_ok=True)
+            (build / "site.done").unlink(missing_ok=True)  # or Snakemake would miss nothing
             path.unlink()
 
 
@@ -94,7 +94,7 @@ def forget_unaccounted(build: Path) -> None:
     for page in (build / "executed").glob("**/*.ipynb"):
         if not page.name.endswith(".failed.ipynb") and not page.with_suffix(".sources.json").exists():
             page.unlink()
-            (build / "site.done").unlink(missing_ok=True)  # for a finished site no page is made again
+            (build / "site.done").unlink(missing_ok=True)  # see above
 
 
 def report(lines: Iterable[str]) -> list[str]:

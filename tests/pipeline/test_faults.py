@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,6 @@ def run(project: Path, command: list[str], expect: int = 0, **options) -> str:
     options = {"cwd": project, "timeout": 400, **options}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, **options)
     assert done.returncode == expect, done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -122,13 +122,16 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tiny_project):
     write_swept_chapter(
         tiny_project, "import time\nwhile seed == 1 and not pathlib.Path('go').exists():\n    time.sleep(1)"
     )
-    command = sweep_command("-p", "seed=0:2", "--jobs", "1")
+    command = sweep_command("-p", "seed=0:2", "--jobs", "2")
     process = subprocess.Popen(
         command, cwd=tiny_project, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     folder = tiny_project / "_build" / "sweeps" / "quick" / "logits" / "first"
-    while not any(folder.glob("jobs/*/executed.ipynb")) or "1 of 3" not in _snakemake_log(folder):
+    deadline = time.monotonic() + 300
+    while "1 of 3 steps" not in _snakemake_log(folder):
         assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     (done,) = folder.glob("jobs/*/executed.ipynb")
     finished = done.stat().st_mtime_ns
     # Snakemake outlives the command and still holds its folder.
