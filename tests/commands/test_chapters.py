@@ -111,3 +111,9 @@ def offered(root, words: str) -> list[str]:
 )
 def test_completion_offers_names(root, words, expected):
     assert offered(root, words) == expected
+
+
+def test_a_locale_without_greek_letters_gets_question_marks(root):
+    done = kdcore(root, "list", "alda", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert "?: target images need a greater probability" in done.stdout

@@ -151,3 +151,18 @@ def test_every_knob_of_the_book_is_explained_and_every_number_has_a_range(parame
     found = {path.stem: parameters.knobs(path.read_text(encoding="utf-8")) for path in sources}
     assert len(found) > 10
     assert {name: parameters.problems(knobs) for name, knobs in found.items() if parameters.problems(knobs)} == {}
+
+
+def test_the_check_of_chapters_names_a_number_without_a_range(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "ci"))
+    import check_chapters
+    import nbformat
+
+    names = "".join(f'{name} = "a"  # what it is\n' for name in check_chapters.PARAMETERS)
+    code = names + "beta = 1.0  # weight\n"
+    cell = nbformat.v4.new_code_cell(code, metadata={"tags": ["parameters"]})
+    problems = check_chapters._parameters([cell])
+    assert [line for line in problems if "beta" in line] == [
+        "parameter beta: the comment must end with a range: positive, at least 0, in [0, 1], any number"
+    ]
+    assert not any("lacks" in line for line in problems)
