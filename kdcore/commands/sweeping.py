@@ -73,7 +73,8 @@ def combinations(given: Iterable[str]) -> list[dict[str, Any]]:
             raise ValueError(f"{name} is given twice; list its values by comma: {name}=…,….")
         if name in ("profile", "results_dir"):
             raise ValueError(f"{name} is the same for the whole sweep; give it as --{name.replace('_', '-')}.")
-        grid[name] = values(text)
+        # Where the locale knows no Unicode, Python hands over bytes in disguise.
+        grid[name] = values(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     product = [dict(zip(grid, chosen, strict=True)) for chosen in itertools.product(*grid.values())]
     return list({job_name(parameters): parameters for parameters in product}.values())
 
