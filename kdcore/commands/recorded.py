@@ -43,7 +43,7 @@ def record_name(path: Path) -> str:
 
 
 def find_record(name: str) -> Path:
-    """The file of a record that is named by its path or as `profile:chapter`.
+    """The file of a record that is named by its path or as `profile:chapter`, with or without the part.
 
     Raises:
         ValueError: there is none; names the nearest.
@@ -57,7 +57,9 @@ def find_record(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known = {record_name(path): path for path in record_files([*record_folders(), root() / "results"])}
+    known = {}
+    for path in record_files([*record_folders(), root() / "results"]):
+        known |= {record_name(path): path, f"{path.parts[-3]}:{path.parts[-2]}/{path.stem}": path}
     if name in known:
         return known[name]
     near = get_close_matches(name, known, n=1)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from kdcore import study
 from kdcore.commands.comparing import differences_in_results, differences_in_setting
-from kdcore.commands.recorded import find_record, load_record
+from kdcore.commands.recorded import find_record
 
 
 def results(values: dict[int, float], arm: str = "KD") -> dict:
@@ -67,7 +67,7 @@ def test_nothing_in_common_is_an_error():
 
 
 def test_what_differs_is_shown_and_nothing_else(tmp_path):
-    a = load_record(find_record("cpu:kd"))
+    a = study.read_record(find_record("cpu:kd"))
     b = copy.deepcopy(a)
     b["parameters"]["temperature"] = 2.0
     b["provenance"]["versions"]["torch"] = "2.6.0"

@@ -52,11 +52,3 @@ def test_environment_differences_name_what_is_new_and_what_was_not_recorded():
         f"code_digest: {'a' * 12} recorded, {'b' * 12} here",
         "dirty: nothing recorded, True here",
     ]
-
-
-def test_committed_records_are_found_by_profile_and_chapter(root):
-    wanted = root / "book" / "records" / "cpu" / "logits" / "spherical_kd.json"
-    assert reproducing.find_record("cpu:spherical_kd") == reproducing.find_record("cpu:logits/spherical_kd") == wanted
-    assert reproducing.find_record(str(wanted)) == wanted
-    with pytest.raises(ValueError, match="Did you mean 'cpu:spherical_kd'"):
-        reproducing.find_record("cpu:sperical_kd")
