@@ -152,7 +152,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}: ")
         elif name not in ("results", "claims"):
-            yield f"{prefix}{name}", f"{value[:12]}…" if name == "code_digest" else str(value)
+            yield f"{prefix}{name}", f"{value[:12]}…" if value and name.endswith("digest") else str(value)
 
 
 def _only(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -113,7 +113,7 @@ def test_completion_offers_names(root, words, expected):
     assert offered(root, words) == expected
 
 
-def test_a_locale_without_greek_letters_gets_question_marks(root):
+def test_a_locale_without_greek_letters_gets_their_numbers(root):
     done = kdcore(root, "list", "alda", PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
-    assert "?: target images need a greater probability" in done.stdout
+    assert r"\u03b4: target images need a greater probability" in done.stdout

@@ -42,7 +42,7 @@ def test_mistakes_are_refused_before_anything_runs(arguments, message, monkeypat
 
 def without_times(record: dict) -> dict:
     """A record but for what differs between two runs of the same."""
-    times = ("date", "wall_seconds")
+    times = ("date", "started", "wall_seconds")
     provenance = {name: value for name, value in record["provenance"].items() if name not in times}
     assert len(provenance) == len(record["provenance"]) - len(times)
     return record | {"provenance": provenance}
