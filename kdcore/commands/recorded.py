@@ -57,7 +57,7 @@ def find_record(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    known = {}
+    known: dict[str, Path] = {}
     for path in record_files([*record_folders(), root() / "results"]):
         known |= {record_name(path): path, f"{path.parts[-3]}:{path.parts[-2]}/{path.stem}": path}
     if name in known:
