@@ -74,6 +74,8 @@ def main() -> int:
     executable = Path(sys.executable).with_name("jupyter-book")
     command = [executable, "build", source, "--path-output", build.parent, "-W", "--keep-going", "-q"]
     done = subprocess.run([*command, "--all"] if everything else command, cwd=ROOT, check=False)
+    if done.returncode:  # what was read is not read again, and its warnings would be forgotten
+        shutil.rmtree(build / ".doctrees", ignore_errors=True)
     return done.returncode
 
 

@@ -104,8 +104,9 @@ def test_failing_cell_fails_the_build_and_names_chapter_and_cell(tiny_project):
 
 def test_rendering_warning_fails_the_build(tiny_project):
     (tiny_project / "book" / "index.md").write_text("# Index\n\n[nowhere](missing_page)\n")
-    output = build(tiny_project, expect=1)
-    assert "missing_page" in output
+    for _ in range(2):  # also when nothing has changed since the failure
+        output = build(tiny_project, expect=1)
+        assert "missing_page" in output
 
 
 def test_two_builds_at_once_in_one_tree(tiny_project):

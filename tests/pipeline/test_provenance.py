@@ -133,8 +133,8 @@ def test_a_record_with_a_parameter_that_its_chapter_has_no_more(study_project):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("quick:frist", "error: there is no record 'quick:frist'; give its file"),
-        ("../nowhere.json", "error: there is no record"),
+        ("quick:frist", "error: no record 'quick:frist'. A record is a file"),
+        ("../nowhere.json", "error: no record"),
     ],
 )
 def test_no_such_record_is_one_line(tiny_project, name, message):

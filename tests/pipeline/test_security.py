@@ -194,8 +194,9 @@ ATTACKED = {"run", "sweep", "reproduce", "archive"} & {command.name for command 
 @pytest.mark.parametrize("subcommand", sorted(ATTACKED))
 @pytest.mark.parametrize("text", [SHELL[0], SHELL[1], SHELL[4]])
 def test_names_of_chapters_and_records_reach_no_shell(tiny_project, subcommand, text):
+    values = ["-p", "temperature=2"] if subcommand == "sweep" else []  # which a sweep is nothing without
     done = subprocess.run(
-        [sys.executable, "-c", "from kdcore.commands import main; main()", subcommand, text],
+        [sys.executable, "-c", "from kdcore.commands import main; main()", subcommand, text, *values],
         cwd=tiny_project, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
