@@ -128,8 +128,8 @@ claim = {{"id": "wins", "statement": "KD wins", "better": "KD", "than": "CE", "m
          "verdict": "supported"}}
 record = {{"schema": 1, "chapter": "logits/first", "profile": profile, "parameters": {{"seed": seed}},
           "seeds": [seed, seed + 1], "results": rows, "claims": [claim],
-          "provenance": {{"date": "2026-01-01", "wall_seconds": 0.0, "hardware": {{"device": "cpu", "cpu": "any"}}, "versions": {{}},
-                         "code_digest": "0" * 64, "data": "none"}}}}
+          "provenance": {{"date": "2026-01-01", "wall_seconds": 0.0, "hardware": {{"device": "cpu", "cpu": "any"}},
+                         "versions": {{}}, "code_digest": "0" * 64, "data": "none"}}}}
 path = pathlib.Path(results_dir) / profile / "logits" / "first.json"
 path.parent.mkdir(parents=True, exist_ok=True)
 path.write_text(json.dumps(record))
