@@ -64,6 +64,8 @@ def test_map_is_walked_by_keyboard_and_marks_the_arrows_of_a_paper(visit):
     before = arrow.evaluate(width)
     first.focus()
     assert arrow.evaluate(width) != before
+    visit.page.keyboard.press("Tab")  # the heading of the next part leads to the page that closes it
+    assert visit.page.evaluate("() => document.activeElement.href.baseVal") == f"parts/{PAPERS[1].part}.html"
     visit.page.keyboard.press("Tab")
     assert visit.page.evaluate("() => document.activeElement.classList.contains('kdcore-node')")
     visit.page.keyboard.press("Enter")
