@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -58,6 +59,10 @@ def test_every_command_of_the_page_does_what_the_page_says(tiny_project, root):
     (tiny_project / "book" / "papers.yml").write_text(yaml.safe_dump(papers(PARTS)))
     for part, method in PARTS.items():
         write_study(tiny_project, part, method)
+    for name in ("LICENSE", "constraints.txt", "environment.yml", "pyproject.toml"):  # which an archive holds
+        shutil.copy(root / name, tiny_project)
+    for made in ("kdcore run spherical_kd --profile cpu --results-dir book/records", "kdcore run kd"):
+        assert call(made.split(), tiny_project).returncode == 0  # the records that the page speaks of
     found = commands((root / "book" / "how_to_run.md").read_text(encoding="utf-8"))
     assert len(found) > 10
     for line, error in found:
