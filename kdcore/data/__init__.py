@@ -1,7 +1,7 @@
 """Real data sets and what is made from them, as tensors on a device."""
 
 from kdcore.data.arrays import Arrays
-from kdcore.data.augment import flip, shift
+from kdcore.data.augment import flip, rotations, shift
 from kdcore.data.benchmarks import DATASETS, cifar10, load, mnist, usps
 from kdcore.data.dataset import Dataset, MissingDataError, data_folders
 from kdcore.data.digits import digits
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "mnist",
     "nearest_neighbour_graph",
+    "rotations",
     "scenes",
     "shift",
     "sst2",

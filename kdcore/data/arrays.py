@@ -104,6 +104,39 @@ class Arrays:
             order = _interleave_classes(self.labels.cpu()[order], order)
         return tuple(self[part] for part in order[: sum(sizes)].split(list(sizes)))
 
+    def long_tailed(self, largest: int, ratio: float, seed: int = 0) -> Arrays:
+        """A random part in which class frequencies fall exponentially from class 0 to the last.
+
+        Class c of C keeps ⌊largest · ratio^(-c / (C - 1))⌋ rows (Cui et al. 2019, arXiv 1901.05555).
+
+        Args:
+            largest: rows of class 0.
+            ratio: imbalance, of the first class to the last, at least 1; at 1 all classes keep `largest` rows.
+            seed: of the draw.
+
+        Raises:
+            ValueError: there are no labels of shape (N,), fewer than two classes, `ratio` is below 1, or a class has
+                too few rows or would keep none.
+
+        Example:
+            >>> rows = Arrays(labels=torch.arange(3).repeat(100))
+            >>> rows.long_tailed(largest=100, ratio=25).labels.bincount()
+            tensor([100,  20,   4])
+        """
+        if "labels" not in self or self.labels.ndim != 1 or len(self.labels.unique()) < 2:
+            raise ValueError("a long tail needs labels of shape (N,) with at least two classes.")
+        if not ratio >= 1:
+            raise ValueError(f"ratio must be at least 1, got {ratio}.")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        labels, classes, kept = self.labels.cpu()[order], int(self.labels.max()) + 1, []
+        for label in range(classes):
+            wanted = int(largest * ratio ** (-label / (classes - 1)) + 1e-9)  # 20, not 19.999...
+            members = order[labels == label]
+            if not 1 <= wanted <= len(members):
+                raise ValueError(f"class {label} has {len(members)} rows, and {wanted} are asked for.")
+            kept.append(members[:wanted])
+        return self[torch.cat(kept)]
+
 
 def _rebuild(tensors: dict[str, Tensor]) -> Arrays:
     return Arrays(**tensors)

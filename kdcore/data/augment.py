@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdcore.checks import check_positive
 
-__all__ = ["flip", "shift"]
+__all__ = ["flip", "rotations", "shift"]
 
 
 def shift(pixels: int) -> Callable[[Tensor, Generator], Tensor]:
@@ -46,3 +46,25 @@ def flip(inputs: Tensor, generator: Generator) -> Tensor:
     """
     mirrored = (torch.rand(len(inputs), 1, 1, 1, generator=generator) < 0.5).to(inputs.device)
     return torch.where(mirrored, inputs.flip(-1), inputs)
+
+
+def rotations(images: Tensor) -> Tensor:
+    """Every image four times, turned counter-clockwise by 0°, 90°, 180° and 270°, without interpolation.
+
+    Args:
+        images: (B, c, H, H).
+
+    Returns:
+        (4B, c, H, H), image by image: row 4i + j is image i after j quarter turns.
+
+    Raises:
+        ValueError: the images are not square or have no four axes.
+
+    Example:
+        >>> rotations(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))[1, 0]
+        tensor([[2., 4.],
+                [1., 3.]])
+    """
+    if images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images must be square, of shape (B, c, H, H), got {tuple(images.shape)}.")
+    return torch.stack([images.rot90(turns, (2, 3)) for turns in range(4)], dim=1).flatten(0, 1)

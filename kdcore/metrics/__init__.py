@@ -20,6 +20,7 @@ __all__ = [
     "calibration_error",
     "confusion",
     "intersection_over_union",
+    "linear_probe",
     "macro_f1",
     "negative_log_likelihood",
     "reliability",
@@ -173,6 +174,44 @@ def intersection_over_union(logits: Tensor, labels: Tensor, ignore_index: int = 
     counts = pairs.reshape(classes, classes).double().cpu().numpy()
     both, either = counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()
     return np.divide(100 * both, either, out=np.full(classes, np.nan), where=either > 0)
+
+
+def linear_probe(
+    features: Tensor, labels: Tensor, test_features: Tensor, test_labels: Tensor, penalty: float = 1.0
+) -> float:
+    """Accuracy in percent of a linear classifier on frozen features: how much of the classes can be read off them.
+
+    Ridge regression of the classes on standardised features (scikit-learn): convex, without a learning rate.
+
+    Args:
+        features: (N, ...) of the images that the probe is fitted to, each flattened.
+        labels: (N,).
+        test_features: (M, ...).
+        test_labels: (M,).
+        penalty: of the squared weights, positive.
+
+    Raises:
+        ValueError: features of the two parts differ in shape, lengths do not fit, or `penalty` is not positive.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [1.0], [5.0], [6.0]])
+        >>> linear_probe(points, torch.tensor([0, 0, 1, 1]), torch.tensor([[0.5], [9.0]]), torch.tensor([0, 1]))
+        100.0
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    check_positive(penalty=penalty)
+    if features.shape[1:] != test_features.shape[1:]:
+        raise ValueError(
+            f"both parts must have the same features, got {tuple(features.shape)} and {tuple(test_features.shape)}."
+        )
+    if len(features) != len(labels) or len(test_features) != len(test_labels):
+        raise ValueError("features and labels must be equally long.")
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=penalty))
+    probe.fit(features.detach().flatten(1).cpu().numpy(), labels.cpu().numpy())
+    return 100 * float(probe.score(test_features.detach().flatten(1).cpu().numpy(), test_labels.cpu().numpy()))
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

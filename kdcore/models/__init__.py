@@ -4,6 +4,7 @@ from kdcore.models.convnet import ConvNet
 from kdcore.models.graph import GraphNetwork
 from kdcore.models.inspect import features, flops, latency, parameter_count
 from kdcore.models.mlp import MLP
+from kdcore.models.projector import Projector, to_map, to_tokens
 from kdcore.models.resnet import ResNet
 from kdcore.models.staged import StagedNetwork
 from kdcore.models.text import TextEncoder
@@ -14,6 +15,7 @@ __all__ = [
     "MLP",
     "ConvNet",
     "GraphNetwork",
+    "Projector",
     "ResNet",
     "StagedNetwork",
     "TextEncoder",
@@ -23,4 +25,6 @@ __all__ = [
     "flops",
     "latency",
     "parameter_count",
+    "to_map",
+    "to_tokens",
 ]

@@ -328,3 +328,28 @@ def test_sst2_is_read_from_disk_its_words_come_from_training_only_and_corruption
 def test_missing_sst2_says_what_to_put_where(offline):
     with pytest.raises(data.MissingDataError, match=rf"SST2/train\.tsv.*into {offline / 'here'}.*KDCORE_DATA"):
         data.sst2(offline / "here")
+
+
+def test_rotations_are_a_group_and_come_image_by_image():
+    images = torch.rand(3, 2, 5, 5)
+    rotated = data.rotations(images).unflatten(0, (3, 4))
+    assert torch.equal(rotated[:, 0], images)
+    for turns in range(4):
+        assert torch.equal(data.rotations(rotated[:, 1])[turns::4], rotated[:, (turns + 1) % 4])
+    with pytest.raises(ValueError, match="must be square"):
+        data.rotations(torch.rand(3, 2, 5, 4))
+
+
+def test_long_tail_keeps_exponentially_fewer_of_later_classes_and_says_what_it_lacks():
+    rows = Arrays(inputs=torch.arange(400.0), labels=torch.arange(4).repeat(100))
+    tail = rows.long_tailed(largest=80, ratio=8, seed=3)
+    assert tail.labels.bincount().tolist() == [80, 40, 20, 10]
+    assert (tail.inputs % 4 == tail.labels).all()  # rows stay together
+    assert len(tail.inputs.unique()) == len(tail)
+    assert not torch.equal(tail.inputs, rows.long_tailed(largest=80, ratio=8, seed=4).inputs)
+    assert rows.long_tailed(largest=5, ratio=1).labels.bincount().tolist() == [5] * 4
+    for largest, ratio, message in [(101, 2, "class 0 has 100"), (4, 8, "class 3 .* 0 are"), (4, 0.5, "at least 1")]:
+        with pytest.raises(ValueError, match=message):
+            rows.long_tailed(largest, ratio)
+    with pytest.raises(ValueError, match="needs labels"):
+        Arrays(inputs=torch.zeros(3)).long_tailed(1, 1)

@@ -82,3 +82,18 @@ def test_labels_out_of_range_are_refused(metric):
 def test_segmentation_shapes_are_checked():
     with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
         metrics.intersection_over_union(torch.zeros(1, 2, 3, 3), torch.zeros(1, 4, 4).long())
+
+
+def test_linear_probe_reads_off_what_is_linear_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(400, 2, generator=generator)
+    diagonal, checkers = (points.sum(1) > 0).long(), (points.prod(1) > 0).long()
+    first, rest = slice(0, 200), slice(200, 400)
+    assert metrics.linear_probe(points[first], diagonal[first], points[rest], diagonal[rest]) > 95
+    assert metrics.linear_probe(points[first], checkers[first], points[rest], checkers[rest]) < 65
+    with pytest.raises(ValueError, match="same features"):
+        metrics.linear_probe(points, diagonal, points[:, :1], diagonal)
+    with pytest.raises(ValueError, match="equally long"):
+        metrics.linear_probe(points, diagonal[:5], points, diagonal)
+    with pytest.raises(ValueError, match="penalty must be"):
+        metrics.linear_probe(points, diagonal, points, diagonal, penalty=0)
