@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from kdcore.show.output import say, signed, table
-from kdcore.sources import repository_root
 from kdcore.study.claims import Verdict, paired_interval
-from kdcore.study.records import read_record, record_path
+from kdcore.study.records import committed_record
 
 __all__ = ["claims", "recorded", "summary"]
 
@@ -78,15 +76,13 @@ def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
         >>> recorded("foundations/kd", "gpu", {"accuracy": "accuracy (%)"})
         <IPython.core.display.Markdown object>
     """
-    root = repository_root()
-    path = record_path(root / "book" / "records", chapter, profile) if root else Path("nowhere")
-    if not path.exists():
+    record = committed_record(chapter, profile)
+    if record is None:
         say(
             f"**No `{profile}` result is recorded for this chapter yet.** The same notebook run with "
             f'`profile="{profile}"` makes one.'
         )
         return
-    record = read_record(path)
     where = record["provenance"]["hardware"]
     device = where.get("gpu", where["cpu"])
     results = pd.DataFrame(record["results"])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # also what decides which files a chapter's digest covers
     from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval, standardised, verdict_of
     from kdcore.study.comparison import paired_differences, relative_costs
     from kdcore.study.provenance import announce
-    from kdcore.study.records import ledger, read_record, record_path, write_record
+    from kdcore.study.records import committed_record, ledger, read_record, record_path, write_record
     from kdcore.study.runner import PROFILES, Study, by_profile
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "announce",
     "by_profile",
     "code_digest",
+    "committed_record",
     "imported_files",
     "judge",
     "ledger",
@@ -45,7 +46,7 @@ _HOMES = {
     ),
     "kdcore.study.comparison": ("paired_differences", "relative_costs"),
     "kdcore.study.provenance": ("announce",),
-    "kdcore.study.records": ("ledger", "read_record", "record_path", "write_record"),
+    "kdcore.study.records": ("committed_record", "ledger", "read_record", "record_path", "write_record"),
     "kdcore.study.runner": ("PROFILES", "Study", "by_profile"),
 }  # fmt: skip
 

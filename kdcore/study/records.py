@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdcore.sources import repository_root
+
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SCHEMA", "ledger", "parse_record", "read_record", "record_path", "write_record"]
+__all__ = ["SCHEMA", "committed_record", "ledger", "parse_record", "read_record", "record_path", "write_record"]
 
 _NUMBER = {"type": "number", "minimum": -1e300, "maximum": 1e300}
 _SEED = {"type": "integer", "minimum": 0, "maximum": 2**62}
@@ -139,6 +141,21 @@ def read_record(path: str | Path) -> dict[str, Any]:
         ValueError: record ...kd.json is corrupt (...); delete it and run its chapter again.
     """
     return parse_record(Path(path).read_bytes(), f"record {path}")
+
+
+def committed_record(chapter: str, profile: str) -> dict[str, Any] | None:
+    """The record that the book keeps of a chapter at a profile; None where there is none, or no checkout.
+
+    Raises:
+        ValueError: as `read_record`.
+
+    Example:
+        >>> committed_record("logits/nobody_wrote_this", "cpu") is None
+        True
+    """
+    root = repository_root()
+    path = record_path(root / "book" / "records", chapter, profile) if root else None
+    return read_record(path) if path and path.exists() else None
 
 
 def parse_record(content: bytes, name: str) -> dict[str, Any]:

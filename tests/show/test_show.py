@@ -177,7 +177,7 @@ def test_recorded_says_when_there_is_nothing(displayed, tmp_path, monkeypatch):
 
 def test_recorded_shows_arms_that_have_an_interval_and_no_empty_table_of_claims(displayed, tmp_path, monkeypatch):
     (tmp_path / "_config.yml").touch()
-    monkeypatch.setattr("kdcore.show.reports.repository_root", lambda: tmp_path)
+    monkeypatch.setattr("kdcore.study.records.repository_root", lambda: tmp_path)
     chapter = study.Study("parts/toy", profile="cpu", n_seeds=3, results_dir=tmp_path / "book" / "records")
     chapter.run(lambda arm, seed: {"accuracy": 90.0 + seed}, ["KD"])
     chapter.run(lambda arm, seed: {"accuracy": 80.0}, ["swept once"], seeds=1)

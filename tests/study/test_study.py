@@ -543,3 +543,15 @@ def test_relative_costs_take_turns_and_leave_the_first_round_out(monkeypatch):
         study.relative_costs({})
     with pytest.raises(ValueError, match="rounds must be"):
         study.relative_costs({"KD": list}, rounds=0)
+
+
+def test_committed_record_is_read_from_the_checkout_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "repository_root", lambda: tmp_path)
+    assert records.committed_record("logits/a", "cpu") is None
+    path = tmp_path / "book" / "records" / "cpu" / "logits" / "a.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1')
+    with pytest.raises(ValueError, match=r"a\.json is corrupt"):
+        records.committed_record("logits/a", "cpu")
+    monkeypatch.setattr(records, "repository_root", lambda: None)
+    assert records.committed_record("logits/a", "cpu") is None
