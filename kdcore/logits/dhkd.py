@@ -400,7 +400,7 @@ class DualHeadDistillation(Distillation):
         embeddings = self.model.embed(batch.inputs)
         main = self.model.classifier(embeddings)
         auxiliary = main if self.auxiliary is None else self.auxiliary(embeddings)
-        return self.loss(main, auxiliary, self._teacher_logits(batch), batch.labels)
+        return self.loss(main, auxiliary, self.teacher_logits_of(batch), batch.labels)
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         hard, soft = self.terms(batch)

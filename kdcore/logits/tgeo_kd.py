@@ -536,7 +536,7 @@ class TrilateralDistillation(Distillation):
     def _with_teacher(self, batch: Any) -> Arrays:
         if not hasattr(batch, "train"):
             raise ValueError("batches must have a stream train: fit with streams train and validation.")
-        return batch.train.with_(teacher_logits=self._teacher_logits(batch.train))
+        return batch.train.with_(teacher_logits=self.teacher_logits_of(batch.train))
 
 
 def _moving(model: nn.Module, unrolled: Sequence[str]) -> dict[str, nn.Parameter]:

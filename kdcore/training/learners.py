@@ -120,9 +120,14 @@ class Distillation(Learner):
         self.frozen = ("teacher",) if teacher is not None else ()
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        return {"distillation": self.loss(self.model(batch.inputs), self._teacher_logits(batch), batch.labels)}
+        return {"distillation": self.loss(self.model(batch.inputs), self.teacher_logits_of(batch), batch.labels)}
 
-    def _teacher_logits(self, batch: Any) -> Tensor:
+    def teacher_logits_of(self, batch: Any) -> Tensor:
+        """The teacher's logits (B, C), from the batch where it carries them, else from the teacher.
+
+        Raises:
+            ValueError: there are neither.
+        """
         if "teacher_logits" in batch:
             return batch.teacher_logits
         if self.teacher is None:
