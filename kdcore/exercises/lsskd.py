@@ -87,9 +87,9 @@ EXERCISES = {
             "The mean over rotations is taken where the marginal has their sum: log 4 is missing.": lambda u: (
                 lsskd.class_log_probabilities(u) - torch.tensor(4.0).log()
             ),
-            "Only the rotation of 0° is read: the marginal sums over all four.": lambda u: (
-                u.log_softmax(dim=1).unflatten(1, (-1, 4))[:, :, 0]
-            ),
+            "Only the rotation of 0° is read: the marginal sums over all four.": lambda u: u.log_softmax(
+                dim=1
+            ).unflatten(1, (-1, 4))[:, :, 0],
         },
     ),
     "lsskd.2": Exercise(
@@ -106,8 +106,8 @@ EXERCISES = {
                 _pupil_stopped
             ),
             "The first branch teaches: the deepest one is the last.": _first_teaches,
-            "Each branch learns from the next: in (4) all learn from the deepest.": lambda u, t: (
-                lsskd.cross_layer_loss(list(u), t, "next")
+            "Each branch learns from the next: in (4) all learn from the deepest.": lambda u, t: lsskd.cross_layer_loss(
+                list(u), t, "next"
             ),
             "The mean runs over classes too: sum over classes, average over rows ('batchmean').": _over_classes,
         },

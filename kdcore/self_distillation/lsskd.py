@@ -61,7 +61,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,8 @@ def branch_cross_entropy(branch_logits: Sequence[Tensor], branch_labels: Tensor)
         tensor(4.1589)
     """
     _check_branches(branch_logits)
-    check_labels(branch_labels, *branch_logits[0].shape, name="branch_labels")
+    rows, columns = branch_logits[0].shape
+    check_labels(branch_labels, rows, columns, name="branch_labels")
     return torch.stack([F.cross_entropy(logits, branch_labels) for logits in branch_logits]).sum()
 
 
@@ -385,8 +386,8 @@ class AuxiliaryClassifier(nn.Module):
         width = model.widths[-1]
         missing = copy.deepcopy(model.stages[stage + 1 :])
         for layer in missing.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            if callable(reset := getattr(layer, "reset_parameters", None)):
+                reset()
         last = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.layers = nn.Sequential(*(missing if len(missing) else [last]), copy.deepcopy(model.pool))
         outputs = {"joint": TURNS * num_classes, "separate": num_classes + TURNS, "class": num_classes}[targets]
@@ -442,7 +443,7 @@ class LayeredNetwork(nn.Module):
         if not chosen or chosen != sorted(set(chosen)):
             raise ValueError(f"stages must name at least one stage, in rising order, got {chosen}.")
         self.model = model
-        classes = model.classifier.out_features
+        classes = cast(nn.Linear, model.classifier).out_features
         self.branches = nn.ModuleList(AuxiliaryClassifier(model, stage, classes, targets) for stage in chosen)
         self.stages = chosen
 
@@ -553,18 +554,19 @@ class PeerDistillation(Learner):
         check_positive(temperature=temperature)
         if len(model.stages) != len(peer.stages):
             raise ValueError(f"peer must have as many stages as model, {len(model.stages)}, got {len(peer.stages)}.")
-        self.networks = nn.ModuleList([LayeredNetwork(model), LayeredNetwork(peer)])
+        self.network = LayeredNetwork(model)
+        self.peer = LayeredNetwork(peer)
         self.temperature = temperature
 
     @property
     def model(self) -> StagedNetwork:
         """The first network, without branches."""
-        return self.networks[0].model
+        return self.network.model
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Labels of both networks, (2) and (3), and what they learn from each other, (10)."""
         rows, told = rotations(batch.inputs), joint_labels(batch.labels)
-        both = [network(rows) for network in self.networks]
+        both = [self.network(rows), self.peer(rows)]
         labels = [task_loss(one.logits, batch.labels) + branch_cross_entropy(one.branch_logits, told) for one in both]
         peers = [
             hierarchical_loss(own.logits, own.branch_logits, other.logits, other.branch_logits, self.temperature)
