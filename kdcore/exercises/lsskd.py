@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.exercises.checking import Exercise
-from kdcore.foundations.kd import distillation_loss
 from kdcore.self_distillation import lsskd
 
 __all__ = ["EXERCISES"]
@@ -35,10 +34,10 @@ def _layers(branch_logits: Tensor, temperature: float) -> Tensor:
     return lsskd.cross_layer_loss(list(branch_logits), temperature)
 
 
-def _divergence(pupil: Tensor, teacher: Tensor, temperature: float, reduction: str = "batchmean") -> Tensor:
+def _divergence(pupil: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Equation (4) for one pair, with the gradient left in the teacher."""
     ours, theirs = (F.log_softmax(logits / temperature, dim=1) for logits in (pupil, teacher))
-    return F.kl_div(ours, theirs, reduction=reduction, log_target=True) * temperature**2
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _not_stopped(branch_logits: Tensor, temperature: float) -> Tensor:
@@ -51,16 +50,12 @@ def _turned_round(branch_logits: Tensor, temperature: float) -> Tensor:
 
 
 def _pupil_stopped(branch_logits: Tensor, temperature: float) -> Tensor:
-    return torch.stack([distillation_loss(branch_logits[-1], one, temperature) for one in branch_logits[:-1]]).sum()
+    last = branch_logits[-1]
+    return torch.stack([_divergence(one.detach(), last, temperature) for one in branch_logits[:-1]]).sum()
 
 
 def _first_teaches(branch_logits: Tensor, temperature: float) -> Tensor:
     return _layers(branch_logits.flip(0), temperature)
-
-
-def _over_classes(branch_logits: Tensor, temperature: float) -> Tensor:
-    last = branch_logits[-1].detach()
-    return torch.stack([_divergence(one, last, temperature, "mean") for one in branch_logits[:-1]]).sum()
 
 
 EXERCISES = {
@@ -102,14 +97,16 @@ EXERCISES = {
             "The factor τ² is missing.": lambda u, t: _layers(u, t) / t**2,
             "The branches are averaged: (4) is a sum over them.": lambda u, t: _layers(u, t) / (len(u) - 1),
             "The two arguments of the divergence are exchanged: the teacher comes first.": _turned_round,
-            "The pupils are detached, and the deepest branch learns from them: it is the other way round.": (
+            "The value is right, but the pupils are detached: they are to move, the deepest branch is not.": (
                 _pupil_stopped
             ),
             "The first branch teaches: the deepest one is the last.": _first_teaches,
-            "Each branch learns from the next: in (4) all learn from the deepest.": lambda u, t: lsskd.cross_layer_loss(
-                list(u), t, "next"
+            "Each branch learns from the next: in (4) all learn from the deepest.": (
+                lambda u, t: lsskd.cross_layer_loss(list(u), t, "next")
             ),
-            "The mean runs over classes too: sum over classes, average over rows ('batchmean').": _over_classes,
+            "The mean runs over classes too: sum over classes, average over rows.": lambda u, t: (
+                _layers(u, t) / u.shape[2]
+            ),
         },
     ),
 }
