@@ -24,6 +24,7 @@ from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
+from kdcore.self_distillation import rotnet
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -153,7 +154,7 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 
 
 def method_costs(rounds: int) -> None:
-    """A training step of each method of the part `logits` in units of plain distillation's with a cached teacher."""
+    """A training step of each method in units of plain distillation's with a cached teacher."""
     rows = training.with_teacher(images("digits"), networks()[0])
     rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
@@ -192,6 +193,7 @@ def method_costs(rounds: int) -> None:
     learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
+    learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:
         streams = {"train": rows, "validation": rows} if isinstance(learner, tgeo_kd.TrilateralDistillation) else rows
