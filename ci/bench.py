@@ -1,6 +1,6 @@
 """Measure speed as ratios within one run: our loop against hand-written ones; and how soon a page shows.
 
-    python ci/bench.py [--rounds 5]
+    python ci/bench.py [--rounds 9]
 
 Each ratio is the median over rounds in which the two sides take turns, so that a busy machine slows both.
 """
@@ -48,8 +48,9 @@ def ours(rows: Arrays, teacher: nn.Module | None, student: nn.Module, augment=No
     training.fit(learner, rows, training.Budget(epochs=_EPOCHS, batch_size=_BATCH), augment=augment)
 
 
-def bare(rows: Arrays, student: nn.Module) -> None:
+def bare(rows: Arrays, student: nn.Module, layout: torch.memory_format = torch.channels_last) -> None:
     """The least that such a loop can be: index, forward, backward, step."""
+    student.to(memory_format=layout)
     optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * (len(rows) // _BATCH))
     loss, student = KnowledgeDistillation(), student.train()
@@ -119,19 +120,24 @@ def _compare_loops(name: str, rows: Arrays, teacher: nn.Module, student: nn.Modu
 
 def options(rounds: int) -> None:
     """What was tried to make a step faster."""
-    rows = training.with_teacher(images("digits"), networks()[0])
-    _, student = networks()
-    last = rows.with_(inputs=rows.inputs.contiguous(memory_format=torch.channels_last))
-    in_last = networks()[1].to(memory_format=torch.channels_last)
-    gain = ratio(lambda: ours(rows, None, student), lambda: ours(last, None, in_last), rounds)
-    print(f"{'digits':14s} {'contiguous / channels-last':52s} {gain:5.2f}")
+    for name in ("digits", "mnist-shaped"):
+        print(f"{name:14s} {'contiguous / channels-last weights':52s} {layouts(images(name), rounds):5.2f}", flush=True)
     weights = [torch.randn(64, 64, requires_grad=True) for _ in range(20)]
     for weight in weights:
         weight.grad = torch.randn_like(weight)
     plain, fused = (torch.optim.SGD(weights, 0.1, momentum=0.9, fused=choice) for choice in (False, True))
     gain = ratio(lambda: [plain.step() for _ in range(200)], lambda: [fused.step() for _ in range(200)], rounds)
     print(f"{'optimiser':14s} {'plain SGD / fused SGD, step alone':52s} {gain:5.2f}")
-    print(f"{'digits':14s} {'5 seeds one by one / side by side (vmap)':52s} {side_by_side(rows, rounds):5.2f}")
+    print(
+        f"{'digits':14s} {'5 seeds one by one / side by side (vmap)':52s} {side_by_side(images('digits'), rounds):5.2f}"
+    )
+
+
+def layouts(rows: Arrays, rounds: int) -> float:
+    """The bare loop with its weights as they come, against channels-last."""
+    teacher, student = networks()
+    rows = training.with_teacher(rows, teacher)
+    return ratio(lambda: bare(rows, student, torch.contiguous_format), lambda: bare(rows, student), rounds)
 
 
 def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
@@ -242,7 +248,7 @@ def first_view(rounds: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     import_time(rounds)
