@@ -24,7 +24,7 @@ from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
-from kdcore.self_distillation import lsskd
+from kdcore.self_distillation import lsskd, rotnet
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -199,6 +199,7 @@ def method_costs(rounds: int) -> None:
     learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
+    learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:
