@@ -89,6 +89,7 @@ STRENGTHS = (-0.5, 1.0, 2.5)
 """Strengths λ of the three experts in the published code."""
 
 Instances = Literal["confident", "all"]
+Compared = Literal["adjusted", "raw"]
 View = Callable[[Tensor, Generator], Tensor]
 
 _EPSILON = 1e-9
@@ -253,9 +254,11 @@ class MDCSLoss(nn.Module):
         weight: w ≥ 0 of the self-distillation.
         instances: "confident" distils the images that the weak view has right; "all" distils every image, the
             ablation of the selection.
+        compared: "adjusted" compares the views' adjusted logits, equation (5); "raw" takes the raw ones in both
+            places, the ablation of the offset there. The selection (4) always looks at adjusted logits.
 
     Raises:
-        ValueError: as `logit_offsets`, `weight` is negative, or `instances` is unknown.
+        ValueError: as `logit_offsets`, `weight` is negative, or `instances` or `compared` is unknown.
 
     Example:
         >>> loss = MDCSLoss([30, 3], strengths=(1.0,))
@@ -272,13 +275,16 @@ class MDCSLoss(nn.Module):
         strengths: Sequence[float] = STRENGTHS,
         weight: float = 0.6,
         instances: Instances = "confident",
+        compared: Compared = "adjusted",
     ) -> None:
         super().__init__()
         check_not_negative(weight=weight)
         check_choice("instances", instances, ("confident", "all"))
+        check_choice("compared", compared, ("adjusted", "raw"))
         self.register_buffer("offsets", logit_offsets(class_counts, strengths))
         self.weight = weight
         self.instances = instances
+        self.compared = compared
 
     def adjust(self, expert_logits: Tensor) -> Tensor:
         """Adjusted logits (E, R, C), at least float32, of raw ones, equation (2)."""
@@ -311,12 +317,13 @@ class MDCSLoss(nn.Module):
         log_probabilities = adjusted.log_softmax(dim=2)
         terms = {"diversity": _label_loss(log_probabilities, labels.repeat(2))}
         if self.weight:
-            weak, strong = log_probabilities.chunk(2, dim=1)
-            weak = weak.detach()
-            selected = weak.argmax(dim=2) == labels
+            selected = log_probabilities[:, : len(labels)].argmax(dim=2) == labels
             if self.instances == "all":
                 selected = torch.ones_like(selected)
-            terms["consistency"] = self.weight * ramp * _view_loss(weak, strong, selected)
+            if self.compared == "raw":
+                log_probabilities = at_least_float32(expert_logits).log_softmax(dim=2)
+            weak, strong = log_probabilities.chunk(2, dim=1)
+            terms["consistency"] = self.weight * ramp * _view_loss(weak.detach(), strong, selected)
         return terms
 
     def forward(self, expert_logits: Tensor, labels: Tensor, ramp: float = 1.0) -> Tensor:
