@@ -94,7 +94,7 @@ EXERCISES = {
             "The strong view decides which images count: it is the weak one that must be right.": lambda w, s, y: (
                 _mean_where(_divergence(w.detach(), s), s.argmax(dim=1) == y)
             ),
-            "The strong view teaches the weak one: it is the other way round.": lambda w, s, y: _mean_where(
+            "The views are exchanged: the weak one decides and teaches, the strong one learns.": lambda w, s, y: _mean_where(
                 _divergence(s.detach(), w), w.argmax(dim=1) == y
             ),
             "The values are right, but a gradient flows into the weak view: it is a constant.": lambda w, s, y: (
