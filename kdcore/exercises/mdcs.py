@@ -94,8 +94,8 @@ EXERCISES = {
             "The strong view decides which images count: it is the weak one that must be right.": lambda w, s, y: (
                 _mean_where(_divergence(w.detach(), s), s.argmax(dim=1) == y)
             ),
-            "The views are exchanged: the weak one decides and teaches, the strong one learns.": lambda w, s, y: _mean_where(
-                _divergence(s.detach(), w), w.argmax(dim=1) == y
+            "The views are exchanged: the weak one decides and teaches, the strong one learns.": lambda w, s, y: (
+                _mean_where(_divergence(s.detach(), w), s.argmax(dim=1) == y)
             ),
             "The values are right, but a gradient flows into the weak view: it is a constant.": lambda w, s, y: (
                 _mean_where(_divergence(w, s), w.argmax(dim=1) == y)
