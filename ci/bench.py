@@ -161,7 +161,6 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 
 def method_costs(rounds: int) -> None:
     """A training step of each method in units of plain distillation's with a cached teacher."""
-    """A training step of each method on outputs in units of plain distillation's with a cached teacher."""
     rows = training.with_teacher(images("digits"), networks()[0])
     rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
