@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
+from kdcore.features import ama_kd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import lsskd, mdcs, rotnet
@@ -192,6 +193,11 @@ def method_costs(rounds: int) -> None:
         experts = mdcs.Experts([models.ConvNet(width=8, depth=3) for _ in range(3)])
         return mdcs.DiverseExperts(experts, mdcs.MDCSLoss(rows.labels.bincount()))
 
+    def adapted() -> training.Learner:
+        teacher, student = networks()
+        module = ama_kd.AdaptedTeacher(teacher, stage=1, out_channels=student.widths[1], size=(4, 4))
+        return ama_kd.MapAdaptation(student, module, stage=1)
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -203,6 +209,7 @@ def method_costs(rounds: int) -> None:
     learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
+    learners["ama_kd"] = adapted(), "(the teacher's front runs, a module is trained beside the student)"
     learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"

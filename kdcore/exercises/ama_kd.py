@@ -26,7 +26,7 @@ def _maps() -> list[dict]:
     generator, cases = torch.Generator().manual_seed(13500), []
     for (batch, channels, height, width), kept in [((6, 5, 3, 2), 2), ((4, 3, 4, 4), 1), ((9, 4, 1, 3), 3)]:
         spread = torch.arange(1.0, channels + 1).view(-1, 1, 1)
-        maps = spread * torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64) + spread
+        maps = spread * torch.randn(batch, channels, height, width, generator=generator) + spread
         cases.append({"teacher_map": maps, "channels": kept})
     return cases
 
@@ -42,7 +42,7 @@ def _pixels(maps: Tensor) -> Tensor:
 
 
 def _tail(spectrum: Tensor, kept: int) -> Tensor:
-    return spectrum[kept:].sum() / spectrum.sum()
+    return (spectrum[kept:].sum() / spectrum.sum()).float()
 
 
 EXERCISES = {

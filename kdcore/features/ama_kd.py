@@ -134,7 +134,7 @@ def unexplained_share(teacher_map: Tensor, channels: int) -> Tensor:
         channels: C_s, at least 1; from C on nothing is left.
 
     Returns:
-        Scalar in [0, 1], float64: the tail of the spectrum over its sum; 0 for a map without variance.
+        Scalar in [0, 1]: the tail of the spectrum over its sum, computed in float64; 0 for a map without variance.
 
     Raises:
         ValueError: not a finite map, or `channels` is not positive.
@@ -149,7 +149,8 @@ def unexplained_share(teacher_map: Tensor, channels: int) -> Tensor:
     pixels = teacher_map.detach().double().movedim(1, 3).flatten(0, 2)
     centred = pixels - pixels.mean(dim=0)
     spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).flip(0)
-    return spectrum[channels:].sum() / spectrum.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    share = spectrum[channels:].sum() / spectrum.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return share.to(teacher_map.dtype)
 
 
 class AdaptationModule(nn.Module):
