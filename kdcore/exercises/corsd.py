@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,7 +63,7 @@ def _transfer(scores: Tensor) -> Tensor:
 
 
 def _to_the_next(scores: Tensor) -> Tensor:
-    return 2 * torch.stack([corsd.relation_loss(*pair) for pair in zip(scores[:-1], scores[1:], strict=True)]).sum()
+    return 2 * torch.stack([corsd.relation_loss(*pair) for pair in pairwise(scores)]).sum()
 
 
 def _free(scores: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ EXERCISES = {
         _pair_cases(),
         _pair_loss,
         {
-            "The halves went through another softmax: that is the published code's slip, q is a distribution already.": (
+            "The halves went through another softmax, the published code's slip: q is a distribution already.": (
                 _as_coded
             ),
             "The target puts 1 on each of the two classes: its rows must sum to 1.": lambda u, y, o, t: (
@@ -104,7 +106,7 @@ EXERCISES = {
         _score_cases(),
         _transfer,
         {
-            "The value is right, but the deepest stage gets a gradient: it must not be drawn to the shallow ones.": _free,
+            "The value is right, but the deepest stage gets a gradient: it must not move to the others.": _free,
             "The value is right, but the shallow stages are detached: it is they that are to move.": _pupils_stopped,
             "Both kinds of pairs are averaged: (5) is a sum over positive and negative pairs.": lambda r: (
                 _transfer(r) / 2
