@@ -24,7 +24,7 @@ from kdcore import data, models, study, training
 from kdcore.data import Arrays
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
-from kdcore.self_distillation import lsskd
+from kdcore.self_distillation import corsd, lsskd
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -200,9 +200,14 @@ def method_costs(rounds: int) -> None:
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
+    learners["corsd"] = corsd.RelationalSelfDistillation(networks()[1]), "(triplets, a relation network at every stage)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:
-        streams = {"train": rows, "validation": rows} if isinstance(learner, tgeo_kd.TrilateralDistillation) else rows
+        own = {
+            tgeo_kd.TrilateralDistillation: {"train": rows, "validation": rows},
+            corsd.RelationalSelfDistillation: corsd.Triplets(rows),
+        }
+        streams = own.get(type(learner), rows)
         return lambda: training.fit(learner, streams, training.Budget(steps=40, batch_size=_BATCH))
 
     costs = study.relative_costs({method: steps(learner) for method, (learner, _) in learners.items()}, rounds)

@@ -58,7 +58,7 @@ def _mixed_logits(logits: Tensor, labels: Tensor, others: Tensor, temperature: f
 
 
 def _transfer(scores: Tensor) -> Tensor:
-    """Equation (5); twice the mean over both kinds of pairs is their sum."""
+    """Equation (8); twice the mean over both kinds of pairs is their sum."""
     return 2 * torch.stack([corsd.relation_loss(one, scores[-1]) for one in scores[:-1]]).sum()
 
 
@@ -88,7 +88,7 @@ EXERCISES = {
             "The temperature is not used: divide the logits by τ before the softmax.": lambda u, y, o, t: _pair_loss(
                 u, y, o, 1.0
             ),
-            "There is no factor τ² in (3).": lambda u, y, o, t: t**2 * _pair_loss(u, y, o, t),
+            "There is no factor τ² in (5).": lambda u, y, o, t: t**2 * _pair_loss(u, y, o, t),
             "Only the anchor's class is asked for: half of the target belongs to the other one.": lambda u, y, o, t: (
                 F.cross_entropy(u / t, y)
             ),
@@ -98,8 +98,8 @@ EXERCISES = {
             "The mean runs over classes too: sum over classes, average over pairs.": lambda u, y, o, t: (
                 _pair_loss(u, y, o, t) / u.shape[1]
             ),
-            "This is the divergence from q, smaller by its entropy log 2: (3) is a cross-entropy.": _divergence,
-            "The logarithm is taken of the mean probability: (3) is the mean of two logarithms.": _mixed_logits,
+            "This is the divergence from q, smaller by its entropy log 2: (5) is a cross-entropy.": _divergence,
+            "The logarithm is taken of the mean probability: (5) is the mean of two logarithms.": _mixed_logits,
         },
     ),
     "corsd.2": Exercise(
@@ -108,11 +108,11 @@ EXERCISES = {
         {
             "The value is right, but the deepest stage gets a gradient: it must not move to the others.": _free,
             "The value is right, but the shallow stages are detached: it is they that are to move.": _pupils_stopped,
-            "Both kinds of pairs are averaged: (5) is a sum over positive and negative pairs.": lambda r: (
+            "Both kinds of pairs are averaged: (8) is a sum over positive and negative pairs.": lambda r: (
                 _transfer(r) / 2
             ),
-            "The stages are averaged: (5) is a sum over them.": lambda r: _transfer(r) / (len(r) - 1),
-            "Each stage learns from the next: in (5) all learn from the deepest.": _to_the_next,
+            "The stages are averaged: (8) is a sum over them.": lambda r: _transfer(r) / (len(r) - 1),
+            "Each stage learns from the next: in (8) all learn from the deepest.": _to_the_next,
             "The first stage teaches: the deepest one is the last.": lambda r: _transfer(r.flip(0)),
             "The sum runs over the pairs as well: average over the batch.": lambda r: _transfer(r) * r.shape[2],
             "The difference is not squared.": lambda r: (r[:-1] - r[-1].detach()).abs().mean(dim=2).sum(),

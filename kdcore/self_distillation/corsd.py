@@ -17,44 +17,64 @@ $$(r_\ell^x,u_\ell^x)=R_\ell\bigl([F_\ell^a,F_\ell^x]\bigr),\qquad r_\ell^x\in(0
 
 $$L_{tri}=\sum_\ell\frac1B\sum_b\max(r_{\ell b}^p-r_{\ell b}^n+m,\,0),\qquad m=1 \tag{2}$$
 
-so $r$ is a distance, small for a pair of one class. The pair's classes are asked of the auxiliary logits $u$:
+so $r$ is a distance, small for a pair of one class. In $(0,1)$ the hinge never closes. With the distributions $P$ and
+$N$ of positive and negative pairs the loss of a stage tends to a difference of means, whose least value over all
+$r\in[0,1]$ is given by their total variation:
+
+$$L_{tri,\ell}\to m+\mathrm E_P[r]-\mathrm E_N[r] \tag{3}$$
+
+$$\min_rL_{tri,\ell}=m-\mathrm{TV}(P,N),\qquad\mathrm{TV}=\tfrac12\int|dN-dP| \tag{4}$$
+
+The pair's classes are asked of the auxiliary logits $u$:
 
 $$q_b=\tfrac12(\mathbf 1_{y_p}+\mathbf 1_{y_n}),\qquad
-H_\tau(q,u)=-\frac1B\sum_b\sum_kq_{bk}\log\mathrm{softmax}(u_b/\tau)_k \tag{3}$$
+H_\tau(q,u)=-\frac1B\sum_b\sum_kq_{bk}\log\mathrm{softmax}(u_b/\tau)_k \tag{5}$$
 
-$$L_{aux}=\sum_\ell w_p\,\mathrm{CE}(u_\ell^p,y_p)+w_n\,H_\tau(q,u_\ell^n) \tag{4}$$
+$$L_{aux}=\sum_\ell w_p\,\mathrm{CE}(u_\ell^p,y_p)+w_n\,H_\tau(q,u_\ell^n) \tag{6}$$
 
-The deepest stage teaches the others its distances and what its classifier says, $\mathrm{sg}$ stops the gradient:
+The published code takes, in place of $q$, its softmax with $\tau$: with $Z=2e^{1/2\tau}+C-2$,
 
-$$L_{rel}=\sum_{\ell<L}\sum_x\frac1B\sum_b\bigl(r_{\ell b}^x-\mathrm{sg}\,r_{Lb}^x\bigr)^2 \tag{5}$$
+$$\tilde q_k=e^{1/2\tau}/Z\ \text{ for the two classes},\qquad\tilde q_k=1/Z\ \text{ for the others} \tag{7}$$
+
+The deepest stage teaches the others its distances, $\mathrm{sg}$ stops the gradient; without it all stages would, left
+to this term, settle at the mean of all:
+
+$$L_{rel}=\sum_{\ell<L}\sum_x\frac1B\sum_b\bigl(r_{\ell b}^x-\mathrm{sg}\,r_{Lb}^x\bigr)^2 \tag{8}$$
+
+$$r_1=\dots=r_L=\frac1L\sum_\ell r_\ell^{\,start} \tag{9}$$
+
+It also teaches what its classifier says, with $\sigma$ the softmax:
 
 $$L_{kl}=\sum_{\ell<L}\sum_xv_x\,\frac1B\sum_b\mathrm{KL}\bigl(\mathrm{sg}\,\sigma(u_{Lb}^x)\,\|\,
-\sigma(u_{\ell b}^x)\bigr) \tag{6}$$
+\sigma(u_{\ell b}^x)\bigr) \tag{10}$$
 
-with $\sigma$ the softmax. One more relation network, on probabilities $\hat p_j=\sigma(z_j)$ of all $3B$ rows and
-running means $e_k$ of the probabilities of each class, wants $\hat p_j$ near its own class and far from another's,
-$y'_j\ne y_j$:
+One more relation network, on probabilities $\hat p_j=\sigma(z_j)$ of all $3B$ rows and running means $e_k$ of the
+probabilities of each class, wants $\hat p_j$ near its own class and far from another's, $y'_j\ne y_j$:
 
-$$L_{lg}=\frac1{3B}\sum_jR_{lg}([\hat p_j,e_{y_j}])-R_{lg}([\hat p_j,e_{y'_j}]) \tag{7}$$
+$$L_{lg}=\frac1{3B}\sum_jR_{lg}([\hat p_j,e_{y_j}])-R_{lg}([\hat p_j,e_{y'_j}]) \tag{11}$$
 
-$$L=\mathrm{CE}(z,y)+\lambda_{tri}L_{tri}+L_{aux}+\lambda_{rel}L_{rel}+L_{kl}+\lambda_{lg}L_{lg} \tag{8}$$
+If the $e_k$ were sums over $t$ steps, as coded, they would grow with $t$, and batch norm divides by their spread:
+
+$$\lVert\partial L_{lg}/\partial\hat p_j\rVert\propto1/t \tag{12}$$
+
+$$L=\mathrm{CE}(z,y)+\lambda_{tri}L_{tri}+L_{aux}+\lambda_{rel}L_{rel}+L_{kl}+\lambda_{lg}L_{lg} \tag{13}$$
 
 with $\lambda_{tri}=\lambda_{rel}=\lambda_{lg}=0.01$, $w=(0.04,0.01)$ and $v=(0.16,0.04)$ for positive and negative
 pairs. The handcrafted rival of $r$ is half the distance of directions, in $[0,1]$ as $r$ is,
 
-$$d(g,h)=\tfrac12\,\bigl\lVert g/\lVert g\rVert-h/\lVert h\rVert\bigr\rVert_2 \tag{9}$$
+$$d(g,h)=\tfrac12\,\bigl\lVert g/\lVert g\rVert-h/\lVert h\rVert\bigr\rVert_2 \tag{14}$$
 
-of pooled maps, and in (7) of $\hat p_j$ and $e_k$.
+of pooled maps, and in (11) of $\hat p_j$ and $e_k$.
 
 **Where the published code stops.** It cannot run: its indentation is broken, a comma is missing among the arguments
 of the logits' relation network, which moreover meets one sample at a time, where batch norm in training refuses; and
 its divergence takes raw logits for probabilities, which gives NaN as soon as one is negative. Taken from it are
-structure, weights, and what can be computed without these places. Our reading of them: (6) with a softmax on both
-sides at temperature 1, over rows the mean, and without the deepest stage's divergence from itself; (7) in one call
+structure, weights, and what can be computed without these places. Our reading of them: (10) with a softmax on both
+sides at temperature 1, over rows the mean, and without the deepest stage's divergence from itself; (11) in one call
 for all rows and both classes, averaged where the code sums, with $y'$ the class of the triplet's other image, and with
 a moving average $e$ (0.9) where the code sums up without end. Changed although it runs: $q$ passes another softmax
 with $\tau$ in the code, which makes it nearly uniform (``as_coded=True`` keeps that), and the code stops no gradient
-in (5) and (6) (``detach=False``). Positive and negative pairs pass $R_\ell$ in one call here, so that batch norm
+in (8) and (10) (``detach=False``). Positive and negative pairs pass $R_\ell$ in one call here, so that batch norm
 does not remove the difference of their means; ``one_call=False`` is the other reading.
 
 **Source status.** Structure, weights and the figures of the tests from the authors' code; of the paper only the
@@ -203,7 +223,7 @@ def triplet_loss(positive_score: Tensor, negative_score: Tensor, margin: float =
 def pair_targets(
     labels: Tensor, other_labels: Tensor, num_classes: int, as_coded: bool = False, temperature: float = 3.0
 ) -> Tensor:
-    """What the auxiliary classifier should say of a pair of two classes: half one, half the other, equation (3).
+    """What the auxiliary classifier should say of a pair of two classes: half one, half the other, equation (5).
 
     Args:
         labels: of the anchors, shape (B,).
@@ -237,7 +257,7 @@ def pair_targets(
 
 
 def soft_cross_entropy(pair_logits: Tensor, targets: Tensor, temperature: float = 3.0) -> Tensor:
-    """Cross-entropy of softened probabilities with given ones, equation (3), without a factor τ².
+    """Cross-entropy of softened probabilities with given ones, equation (5), without a factor τ².
 
     Args:
         pair_logits: auxiliary logits u of B pairs, shape (B, C).
@@ -261,7 +281,7 @@ def soft_cross_entropy(pair_logits: Tensor, targets: Tensor, temperature: float 
 
 
 def relation_loss(shallow_score: Tensor, deepest_score: Tensor, detach: bool = True) -> Tensor:
-    """Mean squared difference of a shallow stage's distances from the deepest one's, a summand of equation (5).
+    """Mean squared difference of a shallow stage's distances from the deepest one's, a summand of equation (8).
 
     Args:
         shallow_score: any shape.
@@ -284,7 +304,7 @@ def relation_loss(shallow_score: Tensor, deepest_score: Tensor, detach: bool = T
 
 
 def divergence_loss(shallow_logits: Tensor, deepest_logits: Tensor, detach: bool = True) -> Tensor:
-    """Divergence of what a shallow stage's classifier says of pairs from the deepest one's, a summand of (6).
+    """Divergence of what a shallow stage's classifier says of pairs from the deepest one's, a summand of (10).
 
     Args:
         shallow_logits: auxiliary logits u of B pairs, shape (B, C).
@@ -307,7 +327,7 @@ def divergence_loss(shallow_logits: Tensor, deepest_logits: Tensor, detach: bool
 
 
 def logit_relation_loss(own_score: Tensor, other_score: Tensor) -> Tensor:
-    """Mean distance from the own class less that from another one, equation (7).
+    """Mean distance from the own class less that from another one, equation (11).
 
     Args:
         own_score: any shape.
@@ -329,7 +349,7 @@ def logit_relation_loss(own_score: Tensor, other_score: Tensor) -> Tensor:
 
 
 def pair_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Half the distance of two directions, the handcrafted relation (9).
+    """Half the distance of two directions, the handcrafted relation (14).
 
     Args:
         first: shape (B, d).
@@ -377,7 +397,7 @@ def pair_maps(maps: Tensor) -> Tensor:
 
 
 def update_class_vectors(class_vectors: Tensor, probabilities: Tensor, labels: Tensor, momentum: float = 0.9) -> Tensor:
-    """Moving average of the probabilities of each class, e of equation (7).
+    """Moving average of the probabilities of each class, e of equation (11).
 
     Args:
         class_vectors: e before, shape (C, C).
@@ -450,11 +470,11 @@ class RelationNetwork(nn.Module):
 
 
 class LogitRelation(nn.Module):
-    """The relation network on probabilities and running class vectors, of equation (7).
+    """The relation network on probabilities and running class vectors, of equation (11).
 
     Args:
         num_classes: C.
-        relation: "learned", or "distance" for the handcrafted (9), which has no parameters.
+        relation: "learned", or "distance" for the handcrafted (14), which has no parameters.
         momentum: in [0, 1), of the class vectors; they start as the unit vectors.
 
     Raises:
@@ -510,22 +530,22 @@ class PairRelations(NamedTuple):
 
 
 class RelationalSelfDistillation(Learner):
-    """The method, equation (8), on batches of `Triplets`; `model` is the plain network that is kept.
+    """The method, equation (13), on batches of `Triplets`; `model` is the plain network that is kept.
 
     A weight of 0 takes its term out; terms are returned weighted.
 
     Args:
         model: the network to be deployed, with at least two stages, each of which halves the map.
         triplet_weight: λ_tri ≥ 0 of equation (2).
-        label_weights: w ≥ 0 of equation (4), for positive and for negative pairs.
-        relation_weight: λ_rel ≥ 0 of equation (5).
-        divergence_weights: v ≥ 0 of equation (6), for positive and for negative pairs.
-        logit_weight: λ_lg ≥ 0 of equation (7).
-        relation: "learned" is the method; "distance" puts the handcrafted (9) in the place of every r.
+        label_weights: w ≥ 0 of equation (6), for positive and for negative pairs.
+        relation_weight: λ_rel ≥ 0 of equation (8).
+        divergence_weights: v ≥ 0 of equation (10), for positive and for negative pairs.
+        logit_weight: λ_lg ≥ 0 of equation (11).
+        relation: "learned" is the method; "distance" puts the handcrafted (14) in the place of every r.
         margin: m > 0 of the triplets.
-        temperature: τ > 0 of equation (3).
-        detach: stop the gradient into the deepest stage in (5) and (6); False as the published code has it.
-        as_coded: flatten the halves of (3) as the published code does.
+        temperature: τ > 0 of equation (5).
+        detach: stop the gradient into the deepest stage in (8) and (10); False as the published code has it.
+        as_coded: flatten the halves of (5) as the published code does.
         one_call: pass positive and negative pairs through a relation network together, so that they share the
             statistics of batch norm; False makes it two calls.
 
@@ -578,7 +598,7 @@ class RelationalSelfDistillation(Learner):
         self.detach, self.as_coded, self.one_call = detach, as_coded, one_call
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The terms of equation (8), weighted, of `batch.inputs` (3B, …) and `batch.labels` (3B,)."""
+        """The terms of equation (13), weighted, of `batch.inputs` (3B, …) and `batch.labels` (3B,)."""
         maps, logits = self.model.maps(batch.inputs)
         check_labels(batch.labels, *logits.shape)
         own, _, other = _check_triplets(batch.labels)
@@ -610,7 +630,7 @@ class RelationalSelfDistillation(Learner):
         return PairRelations(*at_least_float32(scores).chunk(2), *logits.chunk(2))
 
     def _label_terms(self, stages: Sequence[PairRelations], labels: Tensor, other_labels: Tensor) -> Tensor:
-        """Equation (4), weighted."""
+        """Equation (6), weighted."""
         near, far = self.label_weights
         classes = stages[0].positive_logits.shape[1]
         targets = pair_targets(labels, other_labels, classes, self.as_coded, self.temperature)
@@ -621,7 +641,7 @@ class RelationalSelfDistillation(Learner):
         ]).sum()  # fmt: skip
 
     def _relation_terms(self, stages: Sequence[PairRelations]) -> Tensor:
-        """Equation (5)."""
+        """Equation (8)."""
         *shallow, deepest = stages
         return torch.stack([
             relation_loss(one.positive_score, deepest.positive_score, self.detach)
@@ -630,7 +650,7 @@ class RelationalSelfDistillation(Learner):
         ]).sum()  # fmt: skip
 
     def _divergence_terms(self, stages: Sequence[PairRelations]) -> Tensor:
-        """Equation (6), weighted."""
+        """Equation (10), weighted."""
         *shallow, deepest = stages
         near, far = self.divergence_weights
         return torch.stack([

@@ -241,7 +241,7 @@ def test_best_relation_reaches_the_total_variation():
     assert ((near - far) * (far > near)).sum().item() + 1 == pytest.approx(least)
 
 
-# Equations (3) and (4)
+# Equations (5) and (6)
 
 
 def test_targets_are_two_halves():
@@ -271,7 +271,7 @@ def test_soft_cross_entropy_by_scipy():
     torch.testing.assert_close(leaf.grad, (softened - targets) / (3 * 6))
 
 
-# Equations (5) and (6)
+# Equations (8) and (10)
 
 
 @pytest.mark.parametrize("term", [relation_loss, divergence_loss])
@@ -313,7 +313,7 @@ def test_gradcheck():
     )
 
 
-# Equation (7)
+# Equation (11)
 
 
 def test_class_vectors_by_hand():
@@ -356,7 +356,7 @@ def test_summed_class_vectors_would_drown_the_probabilities():
     assert pulls[1] < 0.1 * pulls[0]
 
 
-# Equation (9)
+# Equation (14)
 
 
 def test_pair_distance_by_hand():
