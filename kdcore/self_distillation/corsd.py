@@ -48,8 +48,8 @@ It also teaches what its classifier says, with $s_\ell^x=\mathrm{softmax}(u_\ell
 $$L_{kl}=\sum_{\ell<L}\sum_xv_x\,\frac1B\sum_b\mathrm{KL}\bigl(\mathrm{sg}\,s_{Lb}^x\,\|\,s_{\ell b}^x\bigr)
 \tag{10}$$
 
-One more relation network, on probabilities $\hat p_j=\mathrm{softmax}(z_j)$ of all $3B$ rows and running means $e_k$ of the
-probabilities of each class, wants $\hat p_j$ near its own class and far from another's, $y'_j\ne y_j$:
+One more relation network, on probabilities $\hat p_j=\mathrm{softmax}(z_j)$ of all $3B$ rows and running means $e_k$
+of the probabilities of each class, wants $\hat p_j$ near its own class and far from another's, $y'_j\ne y_j$:
 
 $$L_{lg}=\frac1{3B}\sum_jR_{lg}([\hat p_j,e_{y_j}])-R_{lg}([\hat p_j,e_{y'_j}]) \tag{11}$$
 
