@@ -8,9 +8,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import reference_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_figures import reference_cases
 from scipy.stats import entropy
 from torch import nn
 from torch.nn import functional as F
