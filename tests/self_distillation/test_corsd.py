@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_figures import reference_cases
+from reference_figures import assert_published, reference_cases
 from scipy.stats import entropy
 from torch import nn
 from torch.nn import functional as F
@@ -69,11 +69,6 @@ def learner(model=None, seed=0, **settings_):
         return RelationalSelfDistillation(model or ConvNet(4, 3, num_classes=3), **settings_)
 
 
-def close(ours, wanted):
-    # The figures are rounded to ten decimals.
-    np.testing.assert_allclose(ours.detach().numpy(), np.array(wanted), rtol=1e-6, atol=1e-10)
-
-
 # Published figures
 
 
@@ -126,9 +121,7 @@ FIGURES = {
 def test_matches_published_figures(case):
     (kind,) = FIGURES.keys() & case["inputs"].keys()
     ours = FIGURES[kind](case["inputs"], case["hyperparameters"])
-    assert case["outputs"].keys() == ours.keys()
-    for name, wanted in case["outputs"].items():
-        close(ours[name], wanted)
+    assert_published(ours, case, decimals=10)
 
 
 # Triplets
