@@ -104,7 +104,7 @@ EXERCISES = {
         _cases(learned=False),
         gradient_of(nd_kd.nd_loss),
         {
-            "That is the gradient of the short branch for all features: one longer than the teacher's is only turned.": (
+            "That is the short branch for all features: one longer than the teacher's is only turned.": (
                 lambda s, t, m, y: -_parts(s, t, m, y)[0] / _parts(s, t, m, y)[3] / len(s)
             ),
             "That is the gradient of the direction alone: a feature shorter than the teacher's is pulled as a whole.": (

@@ -74,6 +74,7 @@ from kdcore.checks import (
 )
 from kdcore.data.arrays import Arrays
 from kdcore.foundations.kd import distillation_loss
+from kdcore.models import MLP, StagedNetwork
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
 
@@ -346,8 +347,8 @@ class NormDirectionDistillation(Learner):
     teacher runs, without gradient and in evaluation mode.
 
     Args:
-        student: trained; the attribute `model`. Like the networks of `kdcore.models` it has `embed`, from inputs to
-            features (B, d), and `classifier`, from these to logits (B, C).
+        student: trained; the attribute `model`. All that is asked of a network is `embed`, from inputs to features
+            (B, d), and `classifier`, from these to logits (B, C).
         means: where to point at: class means (C, d) of the teacher's features, or `RunningMeans`, which then learn
             from each training batch before it is used.
         teacher: a network of the same kind, frozen by this learner; may be left out if the data carry its outputs.
@@ -377,10 +378,10 @@ class NormDirectionDistillation(Learner):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: StagedNetwork | MLP,
         means: Tensor | RunningMeans,
         *,
-        teacher: nn.Module | None = None,
+        teacher: StagedNetwork | MLP | None = None,
         adapter: nn.Module | None = None,
         feature_loss: FeatureLoss = nd_loss,
         kd_weight: float = 1.0,
@@ -452,7 +453,7 @@ class NormDirectionDistillation(Learner):
 
 
 @torch.no_grad()
-def embeddings(network: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
+def embeddings(network: StagedNetwork | MLP, inputs: Tensor, batch_size: int = 1024) -> Tensor:
     """What the classifier of a network sees, in evaluation mode and without gradient.
 
     Args:
@@ -475,7 +476,7 @@ def embeddings(network: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Te
     return features
 
 
-def with_features(data: Arrays, teacher: nn.Module) -> Arrays:
+def with_features(data: Arrays, teacher: StagedNetwork | MLP) -> Arrays:
     """`data` with the teacher's `teacher_features` and `teacher_logits`, computed once.
 
     Exact when inputs are not augmented; with augmentation give the learner the teacher instead.
