@@ -13,9 +13,9 @@ to plain distillation (KD++) or to another method.
 **Equations.** What the classifier sees: student $f^s_i$ and teacher $f^t_i$ in $\mathbb R^d$, labels $y_i$, classes
 $k=1..C$ with training samples $I_k$, temperature $\tau$, weights $\lambda_{KD},\lambda_{ND}$, epoch $n$ from 0:
 
-$$c_k=\frac1{|I_k|}\sum_{i\in I_k}f^t_i,\qquad e_k=\frac{c_k}{\lVert c_k\rVert} \tag{1}$$
+$$c_k=\frac1{|I_k|}\sum_{i\in I_k}f^t_i,\qquad u_k=\frac{c_k}{\lVert c_k\rVert} \tag{1}$$
 
-$$L_{ND}=\frac1B\sum_i\Bigl(1-\frac{\langle f^s_i,e_{y_i}\rangle}{\max(\lVert f^s_i\rVert,\lVert f^t_i\rVert)}\Bigr)
+$$L_{ND}=\frac1B\sum_i\Bigl(1-\frac{\langle f^s_i,u_{y_i}\rangle}{\max(\lVert f^s_i\rVert,\lVert f^t_i\rVert)}\Bigr)
 =\frac1B\sum_i\Bigl(1-\min\bigl(1,\tfrac{\lVert f^s_i\rVert}{\lVert f^t_i\rVert}\bigr)\cos\theta_i\Bigr) \tag{2}$$
 
 $$L=\mathrm{CE}(z^s,y)+r(n)\,\lambda_{KD}\,\tau^2\,\mathrm{KL}\bigl(p^t(\tau)\,\|\,p^s(\tau)\bigr)+\lambda_{ND}L_{ND}
@@ -23,7 +23,7 @@ $$L=\mathrm{CE}(z^s,y)+r(n)\,\lambda_{KD}\,\tau^2\,\mathrm{KL}\bigl(p^t(\tau)\,\
 
 $$r(n)=\min(1,n/E) \tag{4}$$
 
-where $\theta_i$ is the angle between $f^s_i$ and $e_{y_i}$. The rivals are the direction alone,
+where $\theta_i$ is the angle between $f^s_i$ and $u_{y_i}$. The rivals are the direction alone,
 
 $$L_D=\frac1B\sum_i(1-\cos\theta_i) \tag{5}$$
 
@@ -38,7 +38,7 @@ $$c_k\leftarrow c_k+\beta_k(m_k-c_k) \tag{7}$$
 with $\beta_k=B_k$ divided by the number of the class's samples so far, which after one pass over the data is (1), or
 with a constant $\beta_k=\beta$ that forgets.
 
-**The two branches of (2).** A feature shorter than the teacher's has the gradient $-e_{y_i}/(B\lVert f^t_i\rVert)$, the
+**The two branches of (2).** A feature shorter than the teacher's has the gradient $-u_{y_i}/(B\lVert f^t_i\rVert)$, the
 same wherever it lies. A longer one has that of $1-\cos\theta_i$, which is orthogonal to $f^s_i$, so that its length is
 left alone; for this, gradient must flow through $\lVert f^s_i\rVert$. At equal norms `torch.maximum` gives each of the
 two half of the gradient, which is the mean of both branches.
