@@ -269,6 +269,25 @@ def test_half_precision_computes_norms_in_float32(dtype):
     torch.testing.assert_close(value, nd_loss(student.float(), teacher.float(), means.float(), LABELS))
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9])
+def test_with_means_that_share_a_direction_a_constant_feature_is_cheap(shared):
+    """Ten directions with the same cosine for each pair: their sum has the cosine √((1 + 9g)/10) with each."""
+    gram = shared * torch.ones(10, 10, dtype=torch.float64) + (1 - shared) * torch.eye(10, dtype=torch.float64)
+    means = torch.linalg.cholesky(gram)
+    constant = means.sum(dim=0).expand(10, -1)
+    value = nd_loss(100 * constant, torch.ones_like(constant), means, torch.arange(10))
+    assert value.item() == pytest.approx(1 - math.sqrt((1 + 9 * shared) / 10), abs=1e-12)
+
+
+def test_in_the_short_branch_it_is_the_linear_part_of_a_squared_distance():
+    student, teacher, means = triple(0.01)
+    norms = teacher.norm(dim=1)
+    ends = norms.unsqueeze(1) * F.normalize(means, dim=1)[LABELS]
+    squared = (student - ends).square().sum(dim=1)
+    linear = (squared - student.square().sum(dim=1) - norms.square()) / (2 * norms.square())
+    torch.testing.assert_close(nd_loss(student, teacher, means, LABELS), 1 + linear.mean())
+
+
 # The rivals, equations (5) and (6)
 
 
@@ -394,6 +413,20 @@ def test_adapter_is_trained_and_the_kept_student_does_without_it():
     assert not torch.equal(learner.adapter[2].weight, before["2.weight"])
     assert predict(learner.model, batch.inputs).shape == (12, 3)
     assert teacher.classifier.in_features == 8
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_trains_beside_a_running_teacher_that_stays_as_it_was(precision, rate):
+    teacher, student = ConvNet(width=4, depth=3), ConvNet(width=8, depth=2)
+    rows = Arrays(inputs=torch.rand(20, 1, 8, 8), labels=torch.arange(20) % 10)
+    before, first = copy.deepcopy(teacher.state_dict()), copy.deepcopy(student.state_dict())
+    learner = NormDirectionDistillation(student, RunningMeans(10, 16, rate), teacher=teacher)
+    history = fit(learner, rows, Budget(epochs=2, batch_size=10, precision=precision))
+    assert {"cross_entropy", "distillation", "features"} <= set(history.epochs)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not torch.equal(student.classifier.weight, first["classifier.weight"])
+    assert learner.running.means.dtype == torch.float32
 
 
 def test_evaluation_keeps_the_mode_of_a_network():
