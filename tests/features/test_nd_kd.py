@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_figures import reference_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_figures import reference_cases
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 from torch.nn import functional as F
