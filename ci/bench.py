@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
+from kdcore.features import nd_kd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import corsd, lsskd, mdcs, rotnet
@@ -161,7 +162,7 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 
 def method_costs(rounds: int) -> None:
     """A training step of each method in units of plain distillation's with a cached teacher."""
-    rows = training.with_teacher(images("digits"), networks()[0])
+    rows = nd_kd.with_features(images("digits"), networks()[0])
     rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
     def distilled(loss: nn.Module) -> training.Learner:
@@ -184,6 +185,11 @@ def method_costs(rounds: int) -> None:
     def borrowed() -> training.Learner:
         return lw_kd.LightweightDistillation(networks()[1], lw_kd.TargetBank(rows.teacher_logits, rows.labels))
 
+    def lengthened() -> training.Learner:
+        means = nd_kd.class_means(rows.teacher_features, rows.labels, 10)
+        adapter = nd_kd.FeatureAdapter(32, means.shape[1])
+        return nd_kd.NormDirectionDistillation(networks()[1], means, adapter=adapter)
+
     def questioned() -> training.Learner:
         student = models.ConvNet(width=8, depth=3, num_classes=10 + 20)
         return multi_aspect_kd.MultiAspectDistillation(student, multi_aspect_kd.MultiAspectLoss(10))
@@ -203,6 +209,7 @@ def method_costs(rounds: int) -> None:
     learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
+    learners["nd_kd"] = lengthened(), within
     learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"
