@@ -80,11 +80,11 @@ EXERCISES = {
         _cases(),
         _descriptor,
         {
-            "The softmax runs over the tokens: each token shares itself out among the prototypes.": _softmax_over_tokens,
+            "The softmax runs over tokens: each token shares itself out among the prototypes.": _softmax_over_tokens,
             "Neither the scores nor the residuals see normalised tokens: in (2) and (3) both do.": _raw_throughout,
             "The scores of (2) are taken of tokens that were not normalised.": _raw_scores,
             "The residuals of (3) are taken of tokens that were not normalised.": _raw_residuals,
-            "Each prototype is subtracted once: in (3) it is subtracted as often as it has shares, Σ a.": _subtracted_once,
+            "Each prototype is subtracted once: in (3) it goes Σ a times, the sum of its shares.": _subtracted_once,
             "Only the whole is of unit length: before it is stacked, each residual is as well.": _normalised_once,
             "The prototypes are not subtracted.": _not_subtracted,
         },

@@ -46,8 +46,8 @@ another number of positions or another width passes a trained `Projector` first.
 **Paper and code.** The authors published their model (MindSpore), and (1) to (7) follow it to the digit. Its training
 script runs cross-entropy alone, with a placeholder in the teacher's place: (8) is not in it.
 
-**Source status.** Read from the authors' code: (1) to (7), $K=72$, the initial prototypes, which of $S$ and $U$ is
-augmented when. Reconstructed: (8), its weights and the two phases. Mean tokens in place of a class token, projectors on
+**Source status.** Reconstructed: (8), its weights and the two phases. Read from the authors' code: (1) to (7), $K=72$,
+the initial prototypes, which of $S$ and $U$ is augmented when. Mean tokens in place of a class token, projectors on
 the teacher's side, $\mathrm{Aug}(S)$ as a second source of $\hat z$ and prototypes on a sphere are choices made here.
 """
 
