@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
+from kdcore.features import proc_kd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import lsskd
@@ -162,6 +163,7 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 def method_costs(rounds: int) -> None:
     """A training step of each method in units of plain distillation's with a cached teacher."""
     rows = training.with_teacher(images("digits"), networks()[0])
+    rows = rows.with_(augmented=torch.zeros(len(rows), 4, 32))
     rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
     def distilled(loss: nn.Module) -> training.Learner:
@@ -188,6 +190,12 @@ def method_costs(rounds: int) -> None:
         student = models.ConvNet(width=8, depth=3, num_classes=10 + 20)
         return multi_aspect_kd.MultiAspectDistillation(student, multi_aspect_kd.MultiAspectLoss(10))
 
+    def attending() -> training.Learner:
+        teacher, student = networks()
+        layers = ["stages.0", "stages.1", "stages.2"]
+        bank = proc_kd.PrototypeBank(proc_kd.layer_shapes(teacher, layers, rows.inputs[:1]), 4, 32, prototypes=16)
+        return proc_kd.PrototypeDistillation(student, bank, teacher, layers, student_layer="stages.2")
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -199,6 +207,7 @@ def method_costs(rounds: int) -> None:
     learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
+    learners["proc_kd"] = attending(), "(the student's tokens attend to prototypes, with gradient)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:

@@ -224,6 +224,16 @@ def test_attention_ignores_what_all_prototypes_share():
     torch.testing.assert_close(moved, attended + 3 * common)
 
 
+def test_fresh_attention_hardly_chooses():
+    width, tokens = 256, random_tokens(1, 8, 256).abs().float()
+    with seeded(0):
+        bank = PrototypeBank([(8, width)], 8, width, prototypes=2000)
+    with torch.no_grad():
+        scores = bank.encoder(tokens) @ bank.encoder(bank.prototypes).T
+    ratio = scores.std(dim=2) / tokens.norm(dim=2)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, 1 / (3 * math.sqrt(6))), rtol=0.15, atol=0)
+
+
 def test_augmentation_without_mixing_is_relu():
     bank, tokens = bank_of(), random_tokens(2, 5, 6)
     with torch.no_grad():
