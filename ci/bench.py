@@ -25,7 +25,7 @@ from kdcore.data import Arrays
 from kdcore.features import proc_kd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
-from kdcore.self_distillation import lsskd
+from kdcore.self_distillation import lsskd, mdcs, rotnet
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -190,6 +190,10 @@ def method_costs(rounds: int) -> None:
         student = models.ConvNet(width=8, depth=3, num_classes=10 + 20)
         return multi_aspect_kd.MultiAspectDistillation(student, multi_aspect_kd.MultiAspectLoss(10))
 
+    def diversified() -> training.Learner:
+        experts = mdcs.Experts([models.ConvNet(width=8, depth=3) for _ in range(3)])
+        return mdcs.DiverseExperts(experts, mdcs.MDCSLoss(rows.labels.bincount()))
+
     def attending() -> training.Learner:
         teacher, student = networks()
         layers = ["stages.0", "stages.1", "stages.2"]
@@ -208,11 +212,14 @@ def method_costs(rounds: int) -> None:
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
     learners["proc_kd"] = attending(), "(the student's tokens attend to prototypes, with gradient)"
+    learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
+    learners["mdcs"] = diversified(), "(two views of each image, three experts)"
 
     def steps(learner: training.Learner) -> Callable[[], object]:
         streams = {"train": rows, "validation": rows} if isinstance(learner, tgeo_kd.TrilateralDistillation) else rows
-        return lambda: training.fit(learner, streams, training.Budget(steps=40, batch_size=_BATCH))
+        views = mdcs.two_views(data.shift(1), mdcs.strong_view()) if isinstance(learner, mdcs.DiverseExperts) else None
+        return lambda: training.fit(learner, streams, training.Budget(steps=40, batch_size=_BATCH), augment=views)
 
     costs = study.relative_costs({method: steps(learner) for method, (learner, _) in learners.items()}, rounds)
     for method, cost in costs.items():

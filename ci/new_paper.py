@@ -85,10 +85,10 @@ def lay_out(method: str, part: str, title: str, root: Path = ROOT) -> list[Path]
     package = root / "kdcore" / part / "__init__.py"
     if not package.exists():
         package.write_text(f'"""{parts[part]}."""\n', encoding="utf-8")
-    return [*rooms, *_enter(method, part, parts[part], title, root)]
+    return [*rooms, *_enter(method, part, parts, title, root)]
 
 
-def _enter(method: str, part: str, caption: str, title: str, root: Path) -> list[Path]:
+def _enter(method: str, part: str, parts: dict[str, str], title: str, root: Path) -> list[Path]:
     """The entries in the lists of papers."""
     toc, api, bibliography = root / "_toc.yml", root / "book" / "api.md", root / "book" / "references.bib"
     text = toc.read_text(encoding="utf-8")
@@ -97,8 +97,10 @@ def _enter(method: str, part: str, caption: str, title: str, root: Path) -> list
     if siblings:
         text = text.replace(siblings[-1], siblings[-1] + entry, 1)
     else:
-        last = "  - caption: Reference\n"
-        text = text.replace(last, f"  - caption: {caption}\n    chapters:\n{entry}{last}", 1)
+        names = list(parts)
+        later = [*(parts[name] for name in names[names.index(part) + 1 :]), "Reference"]
+        following = next(line for title in later if (line := f"  - caption: {title}\n") in text)
+        text = text.replace(following, f"  - caption: {parts[part]}\n    chapters:\n{entry}{following}", 1)
     toc.write_text(text, encoding="utf-8")
     page = api.read_text(encoding="utf-8")
     page = page.replace("## Data\n", _MODULE.format(name=f"{part}.{method}") + "## Data\n", 1)

@@ -19,7 +19,8 @@ from pages import ROOT, executed_pages, toc_files
 def assemble(build: Path) -> tuple[Path, bool]:
     """Lay out the book's sources in `<build>/source`, copying only what changed so that rendering is incremental.
 
-    Returns the folder, and whether all pages must be rendered anew because an extension changed.
+    Returns the folder, and whether all pages must be rendered anew: an extension, the order of pages or a list that
+    pages are drawn from changed.
 
     Raises:
         ValueError: a notebook is not the outcome of running this checkout's source.
@@ -49,7 +50,7 @@ def assemble(build: Path) -> tuple[Path, bool]:
     for relative, origin in changed.items():
         (source / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin, source / relative)
-    return source, any(relative.parent.name == "_extensions" for relative in changed)
+    return source, any(relative.parent.name == "_extensions" or relative.suffix == ".yml" for relative in changed)
 
 
 def own_notebook(path: Path, page: str) -> Path:

@@ -66,7 +66,7 @@ class Projector(nn.Module):
         ValueError: a shape is none of the three or not positive, `kind` is unknown, the target has more positions
             than the source, or the source's tokens form no square and their number changes.
 
-    Shape: (B, *source) to (B, *target).
+    Shape: ``(B, *source)`` to ``(B, *target)``.
 
     Example:
         >>> import torch
@@ -88,10 +88,10 @@ class Projector(nn.Module):
             self.layers.extend([nn.ReLU(), nn.Linear(wide, wide)])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, *source) in the target's shape (B, *target).
+        """Features ``(B, *source)`` in the target's shape ``(B, *target)``.
 
         Raises:
-            ValueError: `features` has another shape than (B, *source).
+            ValueError: `features` has another shape than ``(B, *source)``.
         """
         if tuple(features.shape[1:]) != self.source:
             wanted = ", ".join(map(str, ("B", *self.source)))

@@ -9,9 +9,9 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from conftest import reference_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_figures import reference_cases
 from torch.nn import functional as F
 
 from kdcore.data.graphs import GraphData, digits_graph

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import reference_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_figures import reference_cases
 from torch import nn
 from torch.nn import functional as F
 

@@ -8,9 +8,9 @@ import numpy as np
 import ot
 import pytest
 import torch
-from conftest import reference_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_figures import reference_cases
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, jensenshannon
 from torch import nn

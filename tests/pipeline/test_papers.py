@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 
 @pytest.fixture
@@ -32,6 +34,9 @@ def test_new_paper_is_entered_everywhere_and_passes_nothing(copy, part):
     for room in [*rooms, "kdcore/exercises/my_method.py"]:
         assert "my_method" in (copy / room).read_text()
     assert f"chapters/{part}/my_method" in (copy / "_toc.yml").read_text()
+    captions = re.findall(r"- caption: (.+)", (copy / "_toc.yml").read_text())
+    titles = [entry["title"] for entry in yaml.safe_load((copy / "book" / "papers.yml").read_text())["parts"].values()]
+    assert [caption for caption in captions if caption in titles] == [title for title in titles if title in captions]
     for module in (f"kdcore.{part}.my_method", "kdcore.exercises.my_method"):
         assert f"automodule:: {module}\n" in (copy / "book" / "api.md").read_text()
     assert "{my_method," in (copy / "book" / "references.bib").read_text()

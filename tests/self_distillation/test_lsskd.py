@@ -8,9 +8,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from conftest import reference_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_figures import reference_cases
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import entropy
 from torch.nn import functional as F
