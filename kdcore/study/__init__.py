@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # also what decides which files a chapter's digest covers
     from kdcore.sources import code_digest, imported_files, notebook_code, repository_root
-    from kdcore.study.claims import VERDICTS, Claim, Verdict, judge, paired_interval, standardised, verdict_of
+    from kdcore.study.claims import (
+        VERDICTS,
+        Claim,
+        Verdict,
+        judge,
+        paired_interval,
+        seeds_needed,
+        standardised,
+        verdict_of,
+    )
     from kdcore.study.comparison import paired_differences, relative_costs
     from kdcore.study.provenance import announce
     from kdcore.study.records import committed_record, ledger, read_record, record_path, write_record
@@ -34,6 +43,7 @@ __all__ = [
     "record_path",
     "relative_costs",
     "repository_root",
+    "seeds_needed",
     "standardised",
     "verdict_of",
     "write_record",
@@ -42,7 +52,7 @@ __all__ = [
 _HOMES = {
     "kdcore.sources": ("code_digest", "imported_files", "notebook_code", "repository_root"),
     "kdcore.study.claims": (
-        "VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "standardised", "verdict_of",
+        "VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "seeds_needed", "standardised", "verdict_of",
     ),
     "kdcore.study.comparison": ("paired_differences", "relative_costs"),
     "kdcore.study.provenance": ("announce",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from scipy import stats
 
 from kdcore.checks import check_choice
 
-__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "standardised", "verdict_of"]
+__all__ = ["VERDICTS", "Claim", "Verdict", "judge", "paired_interval", "seeds_needed", "standardised", "verdict_of"]
 
 VERDICTS = ("supported", "undecided", "contradicted")
 
@@ -133,12 +134,44 @@ def standardised(low: float, high: float, pairs: int, level: float = 0.95) -> fl
         >>> round(standardised(low, high, pairs=3), 6)
         2.0
     """
+    deviation = _deviation(low, high, pairs, level)
+    return (low + high) / 2 / deviation if deviation else float("nan")
+
+
+def seeds_needed(low: float, high: float, pairs: int, half_width: float = 1.0, level: float = 0.95) -> int:
+    """Paired seeds for an interval as narrow as wanted, if differences go on scattering as they did.
+
+    Args:
+        low, high: ends of the interval that was measured with `pairs` seeds, at least 2.
+        half_width: what the mean difference is to be known to, above 0, in the interval's unit.
+        level: that of both intervals.
+
+    Returns:
+        The smallest number n, at least 2, with t(level, n - 1) · deviation / sqrt(n) of at most the half width.
+
+    Raises:
+        ValueError: fewer than two pairs, ends in the wrong order, or a half width that is not above 0.
+
+    Example:
+        >>> seeds_needed(-1.5, 2.5, pairs=5)
+        13
+    """
+    if not half_width > 0:
+        raise ValueError(f"half_width must be above 0, got {half_width}.")
+    deviation = _deviation(low, high, pairs, level)
+    # The normal quantile is below every t: it gives the first number that is worth a look.
+    first = max(2, math.ceil((float(stats.norm.ppf((1 + level) / 2)) * deviation / half_width) ** 2))
+    return next(
+        seeds
+        for seeds in itertools.count(first)
+        if float(stats.t.ppf((1 + level) / 2, seeds - 1)) * deviation <= half_width * math.sqrt(seeds)
+    )
+
+
+def _deviation(low: float, high: float, pairs: int, level: float) -> float:
     if pairs < 2 or low > high:
         raise ValueError(f"an interval of at least two pairs is wanted, got [{low}, {high}] of {pairs}.")
-    if low == high:
-        return float("nan")
-    deviation = (high - low) / 2 / float(stats.t.ppf((1 + level) / 2, pairs - 1)) * math.sqrt(pairs)
-    return (low + high) / 2 / deviation
+    return (high - low) / 2 / float(stats.t.ppf((1 + level) / 2, pairs - 1)) * math.sqrt(pairs)
 
 
 def verdict_of(low: float, high: float) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_figures import reference_cases
+from reference_figures import assert_published, reference_cases
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -107,11 +107,7 @@ def published(case: dict) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", reference_cases("alda"))
 def test_matches_published_figures(case):
     computed = published(case)
-    assert computed.keys() == case["outputs"].keys()
-    for name, expected in case["outputs"].items():
-        expected = torch.tensor(expected, dtype=computed[name].dtype)
-        # the absolute part is for figures that the file rounds to about 12 decimals
-        torch.testing.assert_close(computed[name].detach(), expected, rtol=1e-6, atol=1e-9, msg=name)
+    assert_published(computed, case)
 
 
 # Confusion matrix and corrected labels

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_figures import reference_cases
+from reference_figures import assert_published, reference_cases
 from torch.nn import functional as F
 
 from kdcore.data.graphs import GraphData, digits_graph
@@ -94,10 +94,7 @@ def published(case: dict) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", reference_cases("ff-g2m"))
 def test_matches_published_figures(case):
     computed = published(case)
-    assert computed.keys() == case["outputs"].keys()
-    for name, expected in case["outputs"].items():
-        # the absolute part is for gradients near 0, which the file rounds to about 12 decimals
-        close(computed[name].detach(), torch.tensor(expected, dtype=DOUBLE), rtol=1e-6, atol=1e-9, msg=name)
+    assert_published(computed, case)
 
 
 # --- low frequencies ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_figures import reference_cases
+from reference_figures import assert_published, reference_cases
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, jensenshannon
 from torch import nn
@@ -91,16 +91,7 @@ def ours_for(case):
 @pytest.mark.parametrize("case", reference_cases("sinkd"))
 def test_matches_published_figures(case):
     ours = ours_for(case)
-    assert case["outputs"].keys() <= ours.keys()
-    for name, wanted in case["outputs"].items():
-        # The figures are rounded to 12 decimals: entries near 0 carry an absolute error that no relative bound covers.
-        torch.testing.assert_close(
-            ours[name],
-            torch.tensor(wanted, dtype=torch.float64),
-            rtol=1e-6,
-            atol=1e-11,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+    assert_published(ours, case)
 
 
 # The plan, equation (2), and its oracles

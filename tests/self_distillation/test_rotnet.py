@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_figures import reference_cases
+from reference_figures import assert_published, reference_cases
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,12 +54,7 @@ def test_matches_published_figures(case):
         "grad_logits": logits.grad,
         "accuracy": torch.tensor(accuracy(logits, labels) / 100, dtype=torch.float64),
     }
-    assert case["outputs"]
-    for name, expected in case["outputs"].items():
-        # gradients are written with ten decimals, which the absolute tolerance covers
-        torch.testing.assert_close(
-            computed[name], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9, msg=name
-        )
+    assert_published(computed, case, decimals=10)
 
 
 @settings(max_examples=20, deadline=None)

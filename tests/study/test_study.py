@@ -555,3 +555,22 @@ def test_committed_record_is_read_from_the_checkout_and_checked(tmp_path, monkey
         records.committed_record("logits/a", "cpu")
     monkeypatch.setattr(records, "repository_root", lambda: None)
     assert records.committed_record("logits/a", "cpu") is None
+
+
+@given(st.integers(2, 40), st.floats(0.1, 20), st.floats(0.2, 5))
+def test_as_many_seeds_as_are_needed_make_the_interval_narrow_enough(pairs, half, wanted):
+    needed = study.seeds_needed(1.0 - half, 1.0 + half, pairs, half_width=wanted)
+    deviation = half * np.sqrt(pairs) / stats.t.ppf(0.975, pairs - 1)
+    width = stats.t.ppf(0.975, np.array([needed - 1, needed - 2]).clip(1)) * deviation / np.sqrt([needed, needed - 1])
+    assert width[0] <= wanted * (1 + 1e-9)
+    assert needed == 2 or width[1] > wanted * (1 - 1e-9)
+    assert study.seeds_needed(1.0 - half, 1.0 + half, pairs, half_width=half * (1 + 1e-9)) <= pairs
+
+
+def test_seeds_needed_refuses_what_is_no_interval():
+    assert study.seeds_needed(2.0, 2.0, pairs=5) == 2
+    for low, high, pairs in ((0.0, 1.0, 1), (1.0, 0.0, 5)):
+        with pytest.raises(ValueError, match="at least two pairs"):
+            study.seeds_needed(low, high, pairs)
+    with pytest.raises(ValueError, match="half_width"):
+        study.seeds_needed(0.0, 1.0, 5, half_width=0)
