@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_figures import reference_cases
+from reference_figures import assert_published, reference_cases
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,12 +95,7 @@ def test_matches_published_figures(case):
         "augmented_from_teacher": bank(layers),
         "augmented_from_student": bank.augment(student_tokens),
     }
-    assert case["outputs"]
-    for name, expected in case["outputs"].items():
-        # figures are written with ten decimals, which the absolute tolerance covers
-        torch.testing.assert_close(
-            computed[name].detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9, msg=name
-        )
+    assert_published(computed, case, decimals=10)
 
 
 @settings(max_examples=20, deadline=None)
