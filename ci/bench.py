@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
-from kdcore.features import nd_kd
+from kdcore.features import nd_kd, proc_kd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import corsd, lsskd, mdcs, rotnet
@@ -163,6 +163,7 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 def method_costs(rounds: int) -> None:
     """A training step of each method in units of plain distillation's with a cached teacher."""
     rows = nd_kd.with_features(images("digits"), networks()[0])
+    rows = rows.with_(augmented=torch.zeros(len(rows), 4, 32))
     rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
     def distilled(loss: nn.Module) -> training.Learner:
@@ -198,6 +199,12 @@ def method_costs(rounds: int) -> None:
         experts = mdcs.Experts([models.ConvNet(width=8, depth=3) for _ in range(3)])
         return mdcs.DiverseExperts(experts, mdcs.MDCSLoss(rows.labels.bincount()))
 
+    def attending() -> training.Learner:
+        teacher, student = networks()
+        layers = ["stages.0", "stages.1", "stages.2"]
+        bank = proc_kd.PrototypeBank(proc_kd.layer_shapes(teacher, layers, rows.inputs[:1]), 4, 32, prototypes=16)
+        return proc_kd.PrototypeDistillation(student, bank, teacher, layers, student_layer="stages.2")
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -210,6 +217,7 @@ def method_costs(rounds: int) -> None:
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
     learners["nd_kd"] = lengthened(), within
+    learners["proc_kd"] = attending(), "(the student's tokens attend to prototypes, with gradient)"
     learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"
