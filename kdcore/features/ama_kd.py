@@ -251,6 +251,7 @@ class MapAdaptation(Learner):
             follows the student.
         soft_weight: ρ ≥ 0 of (2); above 0 the data must carry `teacher_logits`, see `kdcore.training.with_teacher`.
         mutual: see `adapted_hint_loss`.
+        regressor: between the student's map and (3), trained and thrown away, as in FitNets; none in the method.
         phase: "joint" is the method. "adaptation" trains the module alone, "hint" the student's part up to `stage`
             alone, against a module that is frozen by then.
 
@@ -275,6 +276,7 @@ class MapAdaptation(Learner):
         task_loss: bool = True,
         soft_weight: float = 0.0,
         mutual: bool = False,
+        regressor: nn.Module | None = None,
         phase: Phase = "joint",
     ) -> None:
         super().__init__()
@@ -284,6 +286,7 @@ class MapAdaptation(Learner):
             raise ValueError(f"stage must lie in [{-len(student.stages)}, {len(student.stages)}), got {stage}.")
         self.model = student
         self.adapted = adapted
+        self.regressor = regressor or nn.Identity()
         self.frozen = ("adapted",) if phase == "hint" else ("adapted.front",)
         self.stage, self.weight, self.task_loss, self.soft_weight = stage, weight, task_loss, soft_weight
         self.mutual, self.phase = mutual, phase
@@ -301,5 +304,5 @@ class MapAdaptation(Learner):
         check_labels(batch.labels, *logits.shape)
         if self.phase == "joint":
             terms["cross_entropy"] = F.cross_entropy(logits, batch.labels)
-        terms["hint"] = self.weight * adapted_hint_loss(maps[self.stage], adapted_map, self.mutual)
+        terms["hint"] = self.weight * adapted_hint_loss(self.regressor(maps[self.stage]), adapted_map, self.mutual)
         return terms
