@@ -22,9 +22,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
+from kdcore.features import nd_kd, proc_kd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
-from kdcore.self_distillation import lsskd, mdcs, rotnet
+from kdcore.self_distillation import corsd, lsskd, mdcs, rotnet
 
 _BATCH, _EPOCHS = 128, 3
 
@@ -161,7 +162,8 @@ def side_by_side(rows: Arrays, rounds: int, seeds: int = 5) -> float:
 
 def method_costs(rounds: int) -> None:
     """A training step of each method in units of plain distillation's with a cached teacher."""
-    rows = training.with_teacher(images("digits"), networks()[0])
+    rows = nd_kd.with_features(images("digits"), networks()[0])
+    rows = rows.with_(augmented=torch.zeros(len(rows), 4, 32))
     rows = rows.with_(subclass_targets=rows.teacher_logits.softmax(dim=1), answers=torch.full((len(rows), 20), 0.5))
 
     def distilled(loss: nn.Module) -> training.Learner:
@@ -184,6 +186,11 @@ def method_costs(rounds: int) -> None:
     def borrowed() -> training.Learner:
         return lw_kd.LightweightDistillation(networks()[1], lw_kd.TargetBank(rows.teacher_logits, rows.labels))
 
+    def lengthened() -> training.Learner:
+        means = nd_kd.class_means(rows.teacher_features, rows.labels, 10)
+        adapter = nd_kd.FeatureAdapter(32, means.shape[1])
+        return nd_kd.NormDirectionDistillation(networks()[1], means, adapter=adapter)
+
     def questioned() -> training.Learner:
         student = models.ConvNet(width=8, depth=3, num_classes=10 + 20)
         return multi_aspect_kd.MultiAspectDistillation(student, multi_aspect_kd.MultiAspectLoss(10))
@@ -191,6 +198,12 @@ def method_costs(rounds: int) -> None:
     def diversified() -> training.Learner:
         experts = mdcs.Experts([models.ConvNet(width=8, depth=3) for _ in range(3)])
         return mdcs.DiverseExperts(experts, mdcs.MDCSLoss(rows.labels.bincount()))
+
+    def attending() -> training.Learner:
+        teacher, student = networks()
+        layers = ["stages.0", "stages.1", "stages.2"]
+        bank = proc_kd.PrototypeBank(proc_kd.layer_shapes(teacher, layers, rows.inputs[:1]), 4, 32, prototypes=16)
+        return proc_kd.PrototypeDistillation(student, bank, teacher, layers, student_layer="stages.2")
 
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
@@ -203,12 +216,19 @@ def method_costs(rounds: int) -> None:
     learners["lw_kd"] = borrowed(), "(a step of the discriminator beside the student's)"
     learners["lelp"] = subdivided(), within
     learners["multi_aspect_kd"] = questioned(), within
+    learners["nd_kd"] = lengthened(), within
+    learners["proc_kd"] = attending(), "(the student's tokens attend to prototypes, with gradient)"
     learners["rotnet"] = rotnet.RotationPretext(networks()[1]), "(four copies of each image)"
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"
+    learners["corsd"] = corsd.RelationalSelfDistillation(networks()[1]), "(triplets, a relation network at every stage)"
+    own: dict[type, Arrays | dict[str, Arrays]] = {
+        tgeo_kd.TrilateralDistillation: {"train": rows, "validation": rows},
+        corsd.RelationalSelfDistillation: corsd.Triplets(rows),
+    }
 
     def steps(learner: training.Learner) -> Callable[[], object]:
-        streams = {"train": rows, "validation": rows} if isinstance(learner, tgeo_kd.TrilateralDistillation) else rows
+        streams = own.get(type(learner), rows)
         views = mdcs.two_views(data.shift(1), mdcs.strong_view()) if isinstance(learner, mdcs.DiverseExperts) else None
         return lambda: training.fit(learner, streams, training.Budget(steps=40, batch_size=_BATCH), augment=views)
 
