@@ -73,8 +73,8 @@ def execute(
         RuntimeError: a cell failed, took too long or lost its process; names page, cell and error.
         ValueError: unknown page or parameter.
     """
-    # jsonschema would build a grammar for a second, to check addresses of a kind that no notebook has.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    # jupytext does without its plug-in for Jupyter's server, which would take a second to load at each start.
+    sys.modules.setdefault("jupyter_server", None)  # type: ignore[arg-type]
     import jupytext
 
     source = source_path(name)
