@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
+from kdcore.features import trg
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import corsd, lsskd, mdcs, rotnet
@@ -192,6 +193,9 @@ def method_costs(rounds: int) -> None:
         experts = mdcs.Experts([models.ConvNet(width=8, depth=3) for _ in range(3)])
         return mdcs.DiverseExperts(experts, mdcs.MDCSLoss(rows.labels.bincount()))
 
+    def related() -> training.Learner:
+        return trg.TokenGraphDistillation(networks()[1], (16, 64), bandwidth=10.0, per_image=4)
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -207,7 +211,9 @@ def method_costs(rounds: int) -> None:
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"
     learners["corsd"] = corsd.RelationalSelfDistillation(networks()[1]), "(triplets, a relation network at every stage)"
+    learners["trg"] = related(), "(a graph of 512 tokens of each network at every step)"
     own: dict[type, Arrays | dict[str, Arrays]] = {
+        trg.TokenGraphDistillation: trg.cache_teacher(rows, networks()[0], "stages.1", side=4),
         tgeo_kd.TrilateralDistillation: {"train": rows, "validation": rows},
         corsd.RelationalSelfDistillation: corsd.Triplets(rows),
     }
