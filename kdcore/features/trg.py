@@ -272,7 +272,8 @@ def global_loss(projected_nodes: Tensor, teacher_nodes: Tensor, temperature: flo
             f"and {tuple(teacher_nodes.shape)}."
         )
     check_finite(projected_nodes=projected_nodes, teacher_nodes=teacher_nodes)
-    student = F.normalize(at_least_float32(projected_nodes), dim=1)
+    # A cell without any activation has no direction; the floor keeps its gradient from exploding.
+    student = F.normalize(at_least_float32(projected_nodes), dim=1, eps=1e-4)
     teacher = F.normalize(at_least_float32(teacher_nodes.detach()), dim=1)
     return F.cross_entropy(student @ teacher.T / temperature, torch.arange(len(student), device=student.device))
 
