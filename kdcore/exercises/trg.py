@@ -64,7 +64,7 @@ def _not_squared(nodes: Tensor, neighbours: int, bandwidth: float) -> Tensor:
 
 
 def _symmetric(nodes: Tensor, neighbours: int, bandwidth: float) -> Tensor:
-    found = trg.token_graph(neighbours, bandwidth)
+    found = trg.token_graph(nodes, neighbours, bandwidth)
     return torch.maximum(found, found.T)
 
 

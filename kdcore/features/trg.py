@@ -524,8 +524,8 @@ class TokenGraphDistillation(Learner):
         if self.local_weight or self.global_weight:
             nodes, teacher_nodes = sample_nodes(student_tokens, teacher_tokens, self.per_image)
         if self.local_weight:
-            graphs = [token_graph(part, self.neighbours, self.bandwidth) for part in (nodes, teacher_nodes)]
-            terms["local"] = self.local_weight * local_loss(*graphs, self.direction, self.edges_only)
+            graph, wanted = (token_graph(part, self.neighbours, self.bandwidth) for part in (nodes, teacher_nodes))
+            terms["local"] = self.local_weight * local_loss(graph, wanted, self.direction, self.edges_only)
         if self.global_weight:
             found = global_loss(self.projection(nodes), teacher_nodes, self.node_temperature)
             terms["global"] = self.global_weight * found
