@@ -464,7 +464,6 @@ def test_learns_the_teachers_neighbourhoods():
         reached = accuracy(predict(student, images.test.inputs), images.test.labels)
         found[arm] = reached, kept_neighbours(tokens, wanted, 8)
 
-    print(found)
     assert found["TRG"][0] > 80
     assert found["TRG"][1] > found["KD"][1] + 2
 
