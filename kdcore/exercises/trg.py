@@ -72,16 +72,16 @@ def _all_pairs(nodes: Tensor, neighbours: int, bandwidth: float) -> Tensor:
     return (-_without_self(_squared(nodes)) / (2 * bandwidth)).exp()
 
 
-def _attention(tokens: Tensor, width: float, axis: int = 2) -> Tensor:
-    return (tokens @ tokens.transpose(1, 2) / width**0.5).softmax(dim=axis)
+def _attention(tokens: Tensor, width: float) -> Tensor:
+    return (tokens @ tokens.transpose(1, 2) / width**0.5).softmax(dim=2)
 
 
 def _free(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(_attention(student, student.shape[2]), _attention(teacher, teacher.shape[2]))
 
 
-def _with_widths(student: Tensor, teacher: Tensor, widths: tuple[float, float], axis: int = 2) -> Tensor:
-    return F.mse_loss(_attention(student, widths[0], axis), _attention(teacher.detach(), widths[1], axis))
+def _with_widths(student: Tensor, teacher: Tensor, widths: tuple[float, float]) -> Tensor:
+    return F.mse_loss(_attention(student, widths[0]), _attention(teacher.detach(), widths[1]))
 
 
 EXERCISES = {
@@ -115,8 +115,11 @@ EXERCISES = {
             "The products are divided by D, not by its root.": lambda s, t: _with_widths(
                 s, t, (s.shape[2] ** 2, t.shape[2] ** 2)
             ),
-            "The softmax runs over columns: rows of S sum to 1.": lambda s, t: _with_widths(
-                s, t, (s.shape[2], t.shape[2]), axis=1
+            "The tokens are normalised: (6) has products, which know how long a token is.": lambda s, t: (
+                trg.contextual_loss(F.normalize(s, dim=2), F.normalize(t, dim=2))
+            ),
+            "The softmax is missing: S is a distribution over the tokens of the image.": lambda s, t: F.mse_loss(
+                s @ s.transpose(1, 2) / s.shape[2] ** 0.5, t.detach() @ t.detach().transpose(1, 2) / t.shape[2] ** 0.5
             ),
             "The squares are summed over places: average over rows and columns.": lambda s, t: (
                 s.shape[1] ** 2 * trg.contextual_loss(s, t)
