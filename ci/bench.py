@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
+from kdcore.features import scalekd
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import corsd, lsskd, mdcs, rotnet
@@ -192,6 +193,10 @@ def method_costs(rounds: int) -> None:
         experts = mdcs.Experts([models.ConvNet(width=8, depth=3) for _ in range(3)])
         return mdcs.DiverseExperts(experts, mdcs.MDCSLoss(rows.labels.bincount()))
 
+    def projected() -> training.Learner:
+        teacher, student = networks()
+        return scalekd.ScaleDistillation(student, teacher, rows.inputs)
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -207,9 +212,11 @@ def method_costs(rounds: int) -> None:
     learners["lsskd"] = lsskd.LayeredDistillation(networks()[1]), "(four rotations, a branch at every stage)"
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"
     learners["corsd"] = corsd.RelationalSelfDistillation(networks()[1]), "(triplets, a relation network at every stage)"
+    learners["scalekd"] = projected(), "(four attention projectors, the teacher's last stage twice)"
     own: dict[type, Arrays | dict[str, Arrays]] = {
         tgeo_kd.TrilateralDistillation: {"train": rows, "validation": rows},
         corsd.RelationalSelfDistillation: corsd.Triplets(rows),
+        scalekd.ScaleDistillation: scalekd.with_teacher_maps(rows, networks()[0]),
     }
 
     def steps(learner: training.Learner) -> Callable[[], object]:

@@ -10,7 +10,7 @@ constant part. And what the teacher knows sits in its parameters as much as in i
 is also sent through the teacher's own last stage, and what comes out asks the questions of the attention.
 
 **Equations.** Student maps $F_3^s,F_4^s$ (last but one, last stage), teacher's last map
-$F^t\in\mathbb R^{B\times C_t\times H\times W}$, a constant; $F_{bhw}\in\mathbb R^{C}$ is the vector at one position. The
+$F^t\in\mathbb R^{B\times C_t\times H\times W}$, a constant; $F_{bhw}$ is the vector of channels at one position. The
 projector $P(F,Q)$ of a map with queries $Q\in\mathbb R^{B\times C_t\times H\times W}$ (learned where none are given),
 learned positions $E$, $h$ heads of $d=C_t/h$ channels:
 
@@ -20,7 +20,8 @@ $$A=\mathrm{softmax}\big(\gamma\,d^{-1/2}\,(\tilde QW_q)(XW_k)^\top\big),\qquad 
 
 $$P(F,Q)=\mathrm{FFN}(\mathrm{LN}(O)),\qquad\mathrm{FFN}(u)=u+W_2\,\mathrm{ReLU}(W_1u) \tag{3}$$
 
-$$D(Y,F)=\frac1B\sum_{bhw}\Big\lVert\frac{Y_{bhw}}{\lVert Y_{bhw}\rVert}-\frac{F_{bhw}}{\lVert F_{bhw}\rVert}\Big\rVert^2
+$$D(Y,F)=\frac1B\sum_{bhw}\Big\lVert\frac{Y_{bhw}}{\lVert Y_{bhw}\rVert}
+-\frac{F_{bhw}}{\lVert F_{bhw}\rVert}\Big\rVert^2
 =\frac1B\sum_{bhw}2-2\cos(Y_{bhw},F_{bhw}) \tag{4}$$
 
 $$\Psi(F)=\mathrm{DCT}^{-1}\big(\mathrm{DCT}(F)\text{ with coefficient }(0,0)\text{ set to }0\big)
@@ -28,7 +29,7 @@ $$\Psi(F)=\mathrm{DCT}^{-1}\big(\mathrm{DCT}(F)\text{ with coefficient }(0,0)\te
 
 $$V(Y_1,Y_2)=\alpha_1D(Y_1,F^t)+\alpha_2D\big(\Psi(Y_2),\Psi(F^t)\big) \tag{6}$$
 
-With the teacher's frozen last stage $\mathcal T_4$ and four projectors of their own weights, for the views $j\in\{1,2\}$:
+With the teacher's frozen last stage $\mathcal T_4$ and four projectors of their own weights, for the two views $j$:
 
 $$Z_j=\mathcal T_4\big(P_{3,j}(F_3^s)\big),\qquad Y_j=P_{4,j}(F_4^s,Z_j) \tag{7}$$
 
@@ -44,9 +45,9 @@ gradient passes through $\mathcal T_4$ and through the queries $Z_j$; the teache
 
 **Paper and code.** In the code the queries of (7) are used wherever they are passed, even where the configuration asks
 for learned ones; this is followed. Its teacher is set to evaluation mode once, and a later ``train()`` switches its
-random depth on again, in $\mathcal T_4$ and in the targets; here the teacher stays in evaluation mode. Some configurations drop (8) or the second
-view; weights of 0 do that here. Teacher and student may be any `StagedNetwork`, so that (7) can be tried with a
-convolutional teacher too.
+random depth on again, in $\mathcal T_4$ and in the targets; here the teacher stays in evaluation mode. Some
+configurations drop (8) or the second view; weights of 0 do that here. Teacher and student may be any `StagedNetwork`,
+so that (7) can be tried with a convolutional teacher too.
 
 **Source status.** Losses, projector, forward pass and configurations read from the authors' code, the paper only
 through its abstract and README; the names of symbols are from memory.
@@ -370,6 +371,7 @@ class ScaleDistillation(Learner):
             V(Z₁, Z₂) is missing and the queries are learned.
         heads: of the projectors; divides the channels of the teacher's last two maps.
         sharpness: γ > 0 of the attention.
+        projector_rate: learning rate of the projectors in units of the student's, positive.
 
     Raises:
         ValueError: a weight is out of range, both views have weight 0, `projector` is unknown or "convolution" with
@@ -402,11 +404,12 @@ class ScaleDistillation(Learner):
         perception: bool = True,
         heads: int = 4,
         sharpness: float = 5.0,
+        projector_rate: float = 1.0,
     ) -> None:
         super().__init__()
         check_not_negative(original_weight=original_weight, alternative_weight=alternative_weight)
         check_fraction(soft_weight=soft_weight)
-        check_positive(temperature=temperature)
+        check_positive(temperature=temperature, projector_rate=projector_rate)
         check_choice("projector", projector, ("attention", "convolution"))
         if perception and projector == "convolution":
             raise ValueError("perception needs projector='attention', as its outcome is the attention's query.")
@@ -417,6 +420,7 @@ class ScaleDistillation(Learner):
         self.model = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.soft_weight, self.temperature, self.perception = soft_weight, temperature, perception
+        self.projector_rate = projector_rate
         early, late = _last_shapes("student", student, inputs)
         teacher_early, teacher_late = _last_shapes("teacher", teacher, inputs)
         if alternative_weight and math.prod(teacher_late[1:]) < 2:
@@ -430,6 +434,11 @@ class ScaleDistillation(Learner):
 
         self.late = projectors(late, teacher_late, learned=not perception)
         self.early = projectors(early, teacher_early, learned=True) if perception else nn.ModuleDict()
+
+    def parameter_groups(self) -> list[dict]:
+        """The student's parameters, and the projectors' at their own rate."""
+        projectors = [*self.early.parameters(), *self.late.parameters()]
+        return [{"params": list(self.model.parameters())}, {"params": projectors, "lr_factor": self.projector_rate}]
 
     def perceive(self, early_map: Tensor) -> dict[str, Tensor]:
         """Z of equation (7) for each view, (B, C_t, H, W): the teacher's last stage on the student's earlier map.
