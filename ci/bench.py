@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdcore import data, models, study, training
 from kdcore.data import Arrays
-from kdcore.features import ama_kd, nd_kd, proc_kd, trg
+from kdcore.features import ama_kd, nd_kd, proc_kd, scalekd, trg
 from kdcore.foundations.kd import KnowledgeDistillation
 from kdcore.logits import dhkd, lelp, lw_kd, mix_kd, multi_aspect_kd, sinkd, spherical_kd, tgeo_kd
 from kdcore.self_distillation import corsd, lsskd, mdcs, rotnet
@@ -217,6 +217,10 @@ def method_costs(rounds: int) -> None:
     def related() -> training.Learner:
         return trg.TokenGraphDistillation(networks()[1], (16, 64), bandwidth=10.0, per_image=4)
 
+    def projected() -> training.Learner:
+        teacher, student = networks()
+        return scalekd.ScaleDistillation(student, teacher, rows.inputs)
+
     within, learners = "(<= 1.5)", {}  # what demands more says why
     learners["kd"] = distilled(KnowledgeDistillation()), within
     learners["spherical_kd"] = distilled(spherical_kd.SphericalDistillation()), within
@@ -236,10 +240,12 @@ def method_costs(rounds: int) -> None:
     learners["mdcs"] = diversified(), "(two views of each image, three experts)"
     learners["corsd"] = corsd.RelationalSelfDistillation(networks()[1]), "(triplets, a relation network at every stage)"
     learners["trg"] = related(), "(a graph of 512 tokens of each network at every step)"
+    learners["scalekd"] = projected(), "(four attention projectors, the teacher's last stage twice)"
     own: dict[type, Arrays | dict[str, Arrays]] = {
         trg.TokenGraphDistillation: trg.cache_teacher(rows, networks()[0], "stages.1", side=4),
         tgeo_kd.TrilateralDistillation: {"train": rows, "validation": rows},
         corsd.RelationalSelfDistillation: corsd.Triplets(rows),
+        scalekd.ScaleDistillation: scalekd.with_teacher_maps(rows, networks()[0]),
     }
 
     def steps(learner: training.Learner) -> Callable[[], object]:
