@@ -164,7 +164,7 @@ class AdaptationModule(nn.Module):
     Raises:
         ValueError: a number is not positive.
 
-    Shape: (B, in_channels, H_t, W_t) to (B, out_channels, *size).
+    Shape: ``(B, in_channels, H_t, W_t)`` to ``(B, out_channels, *size)``.
 
     Example:
         >>> AdaptationModule(16, 4, (2, 2))(torch.rand(3, 16, 8, 8)).shape
@@ -212,7 +212,7 @@ class AdaptedTeacher(nn.Module):
     Raises:
         ValueError: the teacher has no such stage, or a number is not positive.
 
-    Shape: inputs (B, channels, H, W); a pair of the adapted map (B, out_channels, *size) and logits (B, K).
+    Shape: inputs (B, channels, H, W); a pair of the adapted map ``(B, out_channels, *size)`` and logits (B, K).
 
     Example:
         >>> from kdcore.models import ConvNet
