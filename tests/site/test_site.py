@@ -67,9 +67,8 @@ def test_sliders_move_by_keyboard_and_change_the_picture(visit, path):
 
 def test_search_finds_temperature(visit):
     visit.open("search.html?q=temperature")
-    visit.page.wait_for_selector("#search-results li a", timeout=15_000)
-    found = visit.page.locator("#search-results li a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
-    assert any("foundations/kd" in link for link in found)
+    # Results come one by one; with many pages the first of them need not be the one that is looked for.
+    visit.page.wait_for_selector("#search-results li a[href*='foundations/kd']", timeout=15_000)
     assert {urlparse(url).netloc for url in visit.requests} == {urlparse(visit.base).netloc}
 
 
