@@ -65,6 +65,7 @@ from torch.nn import functional as F
 from kdcore.checks import check_choice, check_fraction, check_labels, check_logits, check_positive
 from kdcore.foundations.reversal import Discriminator, forward_domains, linear_classifier, ramp, reverse_gradient
 from kdcore.foundations.self_training import PseudoLabels, check_threshold, pseudo_labels
+from kdcore.models import inference
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
 
@@ -416,7 +417,6 @@ class ALDA(Learner):
             terms["corrected_target"] = (strength if self.ramp_target else 1.0) * loss
         return terms
 
-    @torch.no_grad()
     def noise_scores(self, inputs: Tensor) -> NoiseScores:
         """Pseudo-labels, the classifier's confidence and the discriminator's trust ξ, in evaluation mode.
 
@@ -426,12 +426,10 @@ class ALDA(Learner):
         Returns:
             Three tensors of shape (B,); the learner's mode is as before.
         """
-        was_training = self.training
-        self.eval()
-        features = self.model.embed(inputs)
-        labels, confidence, _ = pseudo_labels(self.model.classifier(features))
-        trust = self.discriminator(features).gather(1, labels[:, None]).squeeze(1).sigmoid()
-        self.train(was_training)
+        with inference(self):
+            features = self.model.embed(inputs)
+            labels, confidence, _ = pseudo_labels(self.model.classifier(features))
+            trust = self.discriminator(features).gather(1, labels[:, None]).squeeze(1).sigmoid()
         return NoiseScores(labels, confidence, trust)
 
 

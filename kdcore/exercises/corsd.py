@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdcore.exercises.checking import Exercise
+from kdcore.foundations import kd
 from kdcore.self_distillation import corsd
 
 __all__ = ["EXERCISES"]
@@ -39,12 +40,12 @@ def _halves(labels: Tensor, others: Tensor, classes: int) -> Tensor:
 
 
 def _pair_loss(logits: Tensor, labels: Tensor, others: Tensor, temperature: float) -> Tensor:
-    return corsd.soft_cross_entropy(logits, _halves(labels, others, logits.shape[1]), temperature)
+    return kd.soft_cross_entropy(logits, _halves(labels, others, logits.shape[1]), temperature)
 
 
 def _as_coded(logits: Tensor, labels: Tensor, others: Tensor, temperature: float) -> Tensor:
     targets = corsd.pair_targets(labels, others, logits.shape[1], as_coded=True, temperature=temperature)
-    return corsd.soft_cross_entropy(logits, targets, temperature)
+    return kd.soft_cross_entropy(logits, targets, temperature)
 
 
 def _divergence(logits: Tensor, labels: Tensor, others: Tensor, temperature: float) -> Tensor:

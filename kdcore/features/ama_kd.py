@@ -224,9 +224,7 @@ class AdaptedTeacher(nn.Module):
 
     def __init__(self, teacher: StagedNetwork, stage: int, out_channels: int, size: tuple[int, int]) -> None:
         super().__init__()
-        if not -len(teacher.stages) <= stage < len(teacher.stages):
-            raise ValueError(f"stage must lie in [{-len(teacher.stages)}, {len(teacher.stages)}), got {stage}.")
-        last = range(len(teacher.stages))[stage]
+        last = teacher.stage_number(stage)
         self.front = nn.Sequential(teacher.stem, *teacher.stages[: last + 1]).requires_grad_(False).eval()
         self.adaptation = AdaptationModule(teacher.widths[last], out_channels, size)
         classes = cast(nn.Linear, teacher.classifier).out_features
@@ -282,13 +280,12 @@ class MapAdaptation(Learner):
         super().__init__()
         check_not_negative(weight=weight, soft_weight=soft_weight)
         check_choice("phase", phase, ("joint", "adaptation", "hint"))
-        if not -len(student.stages) <= stage < len(student.stages):
-            raise ValueError(f"stage must lie in [{-len(student.stages)}, {len(student.stages)}), got {stage}.")
         self.model = student
         self.adapted = adapted
         self.regressor = regressor or nn.Identity()
         self.frozen = ("adapted",) if phase == "hint" else ("adapted.front",)
-        self.stage, self.weight, self.task_loss, self.soft_weight = stage, weight, task_loss, soft_weight
+        self.stage = student.stage_number(stage)
+        self.weight, self.task_loss, self.soft_weight = weight, task_loss, soft_weight
         self.mutual, self.phase = mutual, phase
 
     def losses(self, batch: Any) -> dict[str, Tensor]:

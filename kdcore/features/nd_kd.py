@@ -74,7 +74,7 @@ from kdcore.checks import (
 )
 from kdcore.data.arrays import Arrays
 from kdcore.foundations.kd import distillation_loss
-from kdcore.models import MLP, StagedNetwork
+from kdcore.models import MLP, StagedNetwork, inference
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
 
@@ -452,7 +452,6 @@ class NormDirectionDistillation(Learner):
         return self.running.means
 
 
-@torch.no_grad()
 def embeddings(network: StagedNetwork | MLP, inputs: Tensor, batch_size: int = 1024) -> Tensor:
     """What the classifier of a network sees, in evaluation mode and without gradient.
 
@@ -469,11 +468,8 @@ def embeddings(network: StagedNetwork | MLP, inputs: Tensor, batch_size: int = 1
         >>> embeddings(ConvNet(width=4, depth=2), torch.zeros(5, 1, 8, 8), batch_size=2).shape
         torch.Size([5, 8])
     """
-    was_training = network.training
-    network.eval()
-    features = torch.cat([network.embed(part) for part in inputs.split(batch_size)])
-    network.train(was_training)
-    return features
+    with inference(network):
+        return torch.cat([network.embed(part) for part in inputs.split(batch_size)])
 
 
 def with_features(data: Arrays, teacher: StagedNetwork | MLP) -> Arrays:

@@ -74,6 +74,7 @@ from kdcore.models.inspect import features
 from kdcore.models.projector import Projector, to_tokens
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
+from kdcore.training.teachers import predict_layers
 
 __all__ = [
     "PrototypeBank",
@@ -586,15 +587,10 @@ def layer_shapes(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> lis
         >>> layer_shapes(ConvNet(width=4), ["stages.0", "stages.2"], torch.zeros(1, 1, 8, 8))
         [(4, 8, 8), (16, 2, 2)]
     """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        found, _ = features(model, inputs, list(layers))
-    model.train(was_training)
+    found, _ = predict_layers(model, inputs, layers)
     return [tuple(found[name].shape[1:]) for name in layers]
 
 
-@torch.no_grad()
 def with_layers(data: Arrays, teacher: nn.Module, layers: Sequence[str], batch_size: int = 1024) -> Arrays:
     """`data` with the teacher's layers, each as ``teacher:<name>``: computed once instead of at each step.
 
@@ -615,11 +611,8 @@ def with_layers(data: Arrays, teacher: nn.Module, layers: Sequence[str], batch_s
         >>> list(with_layers(data, ConvNet(width=4), ["stages.1"]))
         ['inputs', 'teacher:stages.1']
     """
-    was_training = teacher.training
-    teacher.eval()
-    parts = [features(teacher, part, list(layers))[0] for part in data.inputs.split(batch_size)]
-    teacher.train(was_training)
-    return data.with_(**{_cached(name): torch.cat([part[name] for part in parts]) for name in layers})
+    found, _ = predict_layers(teacher, data.inputs, layers, batch_size)
+    return data.with_(**{_cached(name): found[name] for name in layers})
 
 
 @torch.no_grad()

@@ -67,17 +67,19 @@ from kdcore.checks import (
     check_choice,
     check_fraction,
     check_labels,
-    check_logits,
     check_maps,
     check_not_negative,
     check_positive,
     check_same_shape,
 )
 from kdcore.data.arrays import Arrays
+from kdcore.foundations.kd import soft_cross_entropy, soften
+from kdcore.models.inspect import inference
 from kdcore.models.projector import Projector, to_map, to_tokens
 from kdcore.models.staged import StagedNetwork
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
+from kdcore.training.teachers import predict_layers
 
 __all__ = [
     "CrossAttentionProjector",
@@ -87,7 +89,6 @@ __all__ = [
     "constant_share",
     "cosine_transform",
     "inverse_cosine_transform",
-    "soft_cross_entropy",
     "unit_channels",
     "view_distance",
     "with_teacher_maps",
@@ -240,31 +241,6 @@ def _cosines(size: int, like: Tensor) -> Tensor:
 def _inverse_cosines(size: int, like: Tensor) -> Tensor:
     basis = _cosines(size, like)  # its rows are orthogonal, so that the inverse is the transpose over squared lengths
     return basis.T / basis.square().sum(dim=1)
-
-
-def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of the student with the teacher's probabilities, times τ², equation (8).
-
-    Args:
-        student_logits: shape (B, C).
-        teacher_logits: shape (B, C); no gradient flows into them.
-        temperature: τ > 0.
-
-    Returns:
-        Scalar, at least τ² times the mean entropy of the teacher.
-
-    Raises:
-        ValueError: shapes differ, C < 2, a value is not finite, or `temperature` is not positive.
-
-    Example:
-        >>> import torch
-        >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[9.0, 0.0, 0.0, 0.0]]))  # log 4
-        tensor(1.3863)
-    """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_positive(temperature=temperature)
-    targets = (teacher_logits.detach() / temperature).softmax(dim=1)
-    return F.cross_entropy(student_logits / temperature, targets) * temperature**2
 
 
 class CrossAttentionProjector(nn.Module):
@@ -479,7 +455,9 @@ class ScaleDistillation(Learner):
         teacher_map, teacher_logits = self._taught(batch)
         terms = {"cross_entropy": (1 - self.soft_weight) * F.cross_entropy(logits, batch.labels)}
         if self.soft_weight:
-            terms["soft"] = self.soft_weight * soft_cross_entropy(logits, teacher_logits, self.temperature)
+            targets = soften(at_least_float32(teacher_logits), self.temperature)
+            soft = soft_cross_entropy(logits, targets, self.temperature)
+            terms["soft"] = self.soft_weight * self.temperature**2 * soft
         perceived, projected = self.project(maps)
         for prefix, found in (("perceived ", perceived), ("", projected)):
             for view, features in found.items():
@@ -514,13 +492,9 @@ def with_teacher_maps(rows: Arrays, teacher: StagedNetwork, batch_size: int = 10
         >>> with_teacher_maps(Arrays(inputs=torch.rand(3, 1, 8, 8)), ConvNet(width=4)).teacher_map.shape
         torch.Size([3, 16, 2, 2])
     """
-    check_positive(batch_size=batch_size)
-    was_training = teacher.training
-    teacher.eval()
-    with torch.no_grad():
-        maps, logits = zip(*(teacher.maps(part) for part in rows.inputs.split(batch_size)), strict=True)
-    teacher.train(was_training)
-    return rows.with_(teacher_map=torch.cat([part[-1] for part in maps]), teacher_logits=torch.cat(logits))
+    last = f"stages.{len(teacher.stages) - 1}"
+    maps, logits = predict_layers(teacher, rows.inputs, [last], batch_size)
+    return rows.with_(teacher_map=maps[last], teacher_logits=logits)
 
 
 class TokenNetwork(StagedNetwork):
@@ -646,11 +620,8 @@ class _MixerBlock(nn.Module):
 
 def _last_shapes(name: str, network: StagedNetwork, inputs: Tensor) -> list[tuple[int, ...]]:
     """Shapes (C, H, W) of a network's last two maps."""
-    was_training = network.training
-    network.eval()  # batch norm shall not take the probe for training data
-    with torch.no_grad():
+    with inference(network):  # batch norm shall not take the probe for training data
         maps, _ = network.maps(inputs[:1])
-    network.train(was_training)
     if len(maps) < 2:
         raise ValueError(f"the {name} must have at least two stages, got {len(maps)}.")
     return [tuple(features.shape[1:]) for features in maps[-2:]]

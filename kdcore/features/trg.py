@@ -71,6 +71,7 @@ from kdcore.foundations.kd import distillation_loss
 from kdcore.models import features, to_map, to_tokens
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
+from kdcore.training.teachers import predict_layers
 
 __all__ = [
     "TokenGraphDistillation",
@@ -408,13 +409,12 @@ def kept_neighbours(student_nodes: Tensor, teacher_nodes: Tensor, neighbours: in
     return 100 * float((ours * theirs).sum() / theirs.sum())
 
 
-@torch.no_grad()
 def cache_teacher(data: Arrays, teacher: nn.Module, layer: str, side: int, batch_size: int = 1024) -> Arrays:
     """`data` with `teacher_logits` and `teacher_tokens`, computed once; exact where inputs are not augmented.
 
     Args:
         data: with `inputs`.
-        teacher: in whatever mode; it is run in evaluation mode and left so.
+        teacher: run in evaluation mode; its mode is restored.
         layer: name of the module whose output is cut into tokens.
         side: of the grid.
         batch_size: rows at a time.
@@ -427,11 +427,8 @@ def cache_teacher(data: Arrays, teacher: nn.Module, layer: str, side: int, batch
         >>> cache_teacher(Arrays(inputs=torch.rand(3, 1, 8, 8)), ConvNet(8, 2), "stages.1", side=4).teacher_tokens.shape
         torch.Size([3, 16, 16])
     """
-    check_positive(batch_size=batch_size)
-    teacher.eval()
-    parts = [features(teacher, part, [layer]) for part in data.inputs.split(batch_size)]
-    tokens = torch.cat([grid_tokens(taken[layer], side) for taken, _ in parts])
-    return data.with_(teacher_logits=torch.cat([logits for _, logits in parts]), teacher_tokens=tokens)
+    maps, logits = predict_layers(teacher, data.inputs, [layer], batch_size)
+    return data.with_(teacher_logits=logits, teacher_tokens=grid_tokens(maps[layer], side))
 
 
 class TokenGraphDistillation(Learner):

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdcore.checks import check_fraction, check_labels, check_logits, check_positive
+from kdcore.precision import at_least_float32
 
-__all__ = ["KnowledgeDistillation", "distillation_loss", "soften"]
+__all__ = ["KnowledgeDistillation", "distillation_loss", "soft_cross_entropy", "soften"]
 
 
 def soften(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -80,6 +81,33 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of softened probabilities with given ones, without a factor τ².
+
+    With ``targets = soften(teacher_logits, temperature)`` it exceeds (2) without its τ² by the teacher's mean entropy.
+
+    Args:
+        logits: shape (B, C).
+        targets: probabilities, shape (B, C); no gradient flows into them.
+        temperature: τ > 0, of the logits alone.
+
+    Returns:
+        Scalar, mean over samples; at least the mean entropy of the targets.
+
+    Raises:
+        ValueError: shapes differ, C < 2, a value is not finite, or `temperature` is not positive.
+
+    Example:
+        >>> import torch
+        >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))  # log 4
+        tensor(1.3863)
+    """
+    check_logits(logits=logits, targets=targets)
+    check_positive(temperature=temperature)
+    softened = (at_least_float32(logits) / temperature).log_softmax(dim=1)
+    return -(targets.detach().to(softened.dtype) * softened).sum(dim=1).mean()
 
 
 class KnowledgeDistillation(nn.Module):

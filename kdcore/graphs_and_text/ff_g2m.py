@@ -71,6 +71,7 @@ from kdcore.checks import (
 from kdcore.data.arrays import Arrays
 from kdcore.data.graphs import GraphData
 from kdcore.foundations.kd import distillation_loss
+from kdcore.models import inference
 from kdcore.training.learners import Learner
 
 __all__ = [
@@ -594,14 +595,10 @@ class GraphTeacher(Learner):
         """Cross-entropy on the labelled nodes; `batch` is not used, a step takes the whole graph."""
         return {"label": label_loss(self.model(self.features, self.edges), self.labels, self.labelled)}
 
-    @torch.no_grad()
     def logits(self) -> Tensor:
         """Logits (N, C) of all nodes in evaluation mode, without gradient; the learner's mode is as before."""
-        was_training = self.training
-        self.eval()
-        logits = self.model(self.features, self.edges)
-        self.train(was_training)
-        return logits
+        with inference(self):
+            return self.model(self.features, self.edges)
 
 
 class GraphDistillation(Learner):

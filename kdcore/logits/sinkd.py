@@ -71,6 +71,7 @@ from kdcore.checks import (
     check_positive,
     readable,
 )
+from kdcore.foundations.kd import soft_cross_entropy, soften
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Distillation
 
@@ -81,7 +82,6 @@ __all__ = [
     "annealed_temperature",
     "jensen_shannon",
     "reverse_divergence",
-    "soft_cross_entropy",
     "total_variation",
     "transport_cost",
     "transport_plan",
@@ -214,31 +214,6 @@ class SinkhornDistance(nn.Module):
         plan = transport_plan(cost if self.through_plan else cost.detach(), self.epsilon, self.iterations)
         total = (plan * cost).sum()
         return total if self.reduction == "sum" else total / len(cost)
-
-
-def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
-    """Cross-entropy with the teacher's softened probabilities, without τ², equation (4).
-
-    Args:
-        student_logits: shape (B, C).
-        teacher_logits: shape (B, C); no gradient flows into them.
-        temperature: τ > 0.
-
-    Returns:
-        Scalar, mean over samples; at least the teacher's mean entropy.
-
-    Raises:
-        ValueError: shapes differ, C < 2, a value is not finite, or `temperature` is not positive.
-
-    Example:
-        >>> import torch
-        >>> soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]))
-        tensor(0.6931)
-    """
-    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
-    check_positive(temperature=temperature)
-    target = (at_least_float32(teacher_logits.detach()) / temperature).softmax(dim=1)
-    return F.cross_entropy(at_least_float32(student_logits) / temperature, target)
 
 
 def annealed_temperature(start: float, epoch: int, epochs: int) -> float:
@@ -384,7 +359,8 @@ class SinkhornDistillation(nn.Module):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of logits (B, C), teacher logits (B, C) and labels (B,)."""
-        soft = soft_cross_entropy(student_logits, teacher_logits, self.temperature)
+        targets = soften(at_least_float32(teacher_logits), self.temperature)
+        soft = soft_cross_entropy(student_logits, targets, self.temperature)
         check_labels(labels, *student_logits.shape)
         hard = F.cross_entropy(at_least_float32(student_logits), labels)
         total = (1 - self.alpha) * hard + self.alpha * soft

@@ -68,6 +68,7 @@ from torch.nn import functional as F
 
 from kdcore.checks import check_choice, check_labels, check_logits, check_not_negative, check_positive
 from kdcore.data import Arrays
+from kdcore.models import inference
 from kdcore.precision import at_least_float32
 from kdcore.training import Distillation
 
@@ -497,14 +498,10 @@ class TrilateralDistillation(Distillation):
         moved = virtual_step(self.model, lower, self.step_size, self.unrolled)
         return F.cross_entropy(functional_call(self.model, moved, (validation.inputs,)), validation.labels)
 
-    @torch.no_grad()
     def sample_weights(self, data: Arrays) -> Tensor:
         """The present weights of samples with `inputs`, `labels` and `teacher_logits`, shape (N,)."""
-        was_training = self.training
-        self.eval()
-        alpha = self.loss.alpha(self.model(data.inputs), data.teacher_logits, data.labels)
-        self.train(was_training)
-        return alpha
+        with inference(self):
+            return self.loss.alpha(self.model(data.inputs), data.teacher_logits, data.labels)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The controller's optimiser and the count of steps, so that checkpoints hold them."""
@@ -523,12 +520,10 @@ class TrilateralDistillation(Distillation):
 
     def _outer_step(self, train: Arrays, validation: Arrays) -> None:
         weights = list(self.loss.controller.parameters())
-        was_training = self.model.training
-        self.model.eval()  # batch normalisation with the statistics it has, which the virtual step must not move
-        # A loop may call this under autocast, which is not meant for backward passes.
-        with torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
+        # Batch normalisation with the statistics it has, which the virtual step must not move; and a loop may call
+        # this under autocast, which is not meant for backward passes.
+        with inference(self.model), torch.enable_grad(), torch.autocast(train.device.type, enabled=False):
             slopes = torch.autograd.grad(self.upper_loss(train, validation), weights)
-        self.model.train(was_training)
         for weight, slope in zip(weights, slopes, strict=True):
             weight.grad = slope
         self.controller_optimizer.step()

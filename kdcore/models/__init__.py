@@ -2,7 +2,7 @@
 
 from kdcore.models.convnet import ConvNet
 from kdcore.models.graph import GraphNetwork
-from kdcore.models.inspect import features, flops, latency, parameter_count
+from kdcore.models.inspect import features, flops, inference, latency, parameter_count
 from kdcore.models.mlp import MLP
 from kdcore.models.projector import Projector, to_map, to_tokens
 from kdcore.models.resnet import ResNet
@@ -23,6 +23,7 @@ __all__ = [
     "VisionTransformer",
     "features",
     "flops",
+    "inference",
     "latency",
     "parameter_count",
     "to_map",

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["features", "flops", "latency", "parameter_count"]
+__all__ = ["features", "flops", "inference", "latency", "parameter_count"]
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradient inside; afterwards each module is in the mode it was in, even after an error.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with inference(model):
+        ...     model(torch.ones(3))
+        tensor([1., 1., 1.])
+        >>> model.training
+        True
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def features(model: nn.Module, inputs: Tensor, layers: list[str]) -> tuple[dict[str, Tensor], Any]:
@@ -87,17 +111,14 @@ def latency(model: nn.Module, inputs: Tensor, repeats: int = 20) -> float:
         >>> latency(nn.Linear(3, 5), torch.zeros(2, 3), repeats=3) > 0
         True
     """
-    was_training = model.training
-    model.eval()
     times = []
-    with torch.no_grad():
+    with inference(model):
         for _ in range(repeats + 1):
             began = time.perf_counter()
             model(inputs)
             if inputs.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-    model.train(was_training)
     return float(torch.tensor(times[1:]).median())
 
 

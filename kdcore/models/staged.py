@@ -68,6 +68,14 @@ class StagedNetwork(nn.Module):
         Raises:
             ValueError: the network has no such stage.
         """
+        return nn.Sequential(*self.stages[self.stage_number(stage) + 1 :], self.pool, self.classifier)
+
+    def stage_number(self, stage: int) -> int:
+        """`stage` as a number from 0; a negative one counts from the end.
+
+        Raises:
+            ValueError: the network has no such stage.
+        """
         if not -len(self.stages) <= stage < len(self.stages):
             raise ValueError(f"stage must lie in [{-len(self.stages)}, {len(self.stages)}), got {stage}.")
-        return nn.Sequential(*self.stages[range(len(self.stages))[stage] + 1 :], self.pool, self.classifier)
+        return range(len(self.stages))[stage]

@@ -102,6 +102,7 @@ from kdcore.checks import (
     readable,
 )
 from kdcore.data.arrays import Arrays
+from kdcore.foundations.kd import soft_cross_entropy
 from kdcore.models.staged import StagedNetwork
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
@@ -118,7 +119,6 @@ __all__ = [
     "pair_maps",
     "pair_targets",
     "relation_loss",
-    "soft_cross_entropy",
     "triplet_loss",
     "update_class_vectors",
 ]
@@ -254,30 +254,6 @@ def pair_targets(
         raise ValueError("other_labels must differ from labels in every row, got a pair of one class.")
     halves = (F.one_hot(labels, num_classes) + F.one_hot(other_labels, num_classes)).to(torch.get_default_dtype()) / 2
     return (halves / temperature).softmax(dim=1) if as_coded else halves
-
-
-def soft_cross_entropy(pair_logits: Tensor, targets: Tensor, temperature: float = 3.0) -> Tensor:
-    """Cross-entropy of softened probabilities with given ones, equation (5), without a factor τ².
-
-    Args:
-        pair_logits: auxiliary logits u of B pairs, shape (B, C).
-        targets: probabilities q, shape (B, C); no gradient flows into them.
-        temperature: τ > 0.
-
-    Returns:
-        Scalar, at least the entropy of the targets.
-
-    Raises:
-        ValueError: shapes differ, C < 2, a value is not finite, or `temperature` is not positive.
-
-    Example:
-        >>> soft_cross_entropy(torch.zeros(1, 4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))  # log 4
-        tensor(1.3863)
-    """
-    check_positive(temperature=temperature)
-    check_logits(pair_logits=pair_logits, targets=targets)
-    softened = (at_least_float32(pair_logits) / temperature).log_softmax(dim=1)
-    return -(targets.detach().to(softened.dtype) * softened).sum(dim=1).mean()
 
 
 def relation_loss(shallow_score: Tensor, deepest_score: Tensor, detach: bool = True) -> Tensor:

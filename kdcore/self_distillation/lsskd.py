@@ -361,7 +361,7 @@ class AuxiliaryClassifier(nn.Module):
 
     Args:
         model: whose later stages and pool are copied; the copies are initialised anew.
-        stage: where the branch starts, counted from 0.
+        stage: where the branch starts, from 0 or negative from the end.
         num_classes: C.
         targets: "joint": 4C logits; "separate": a head for C classes and one for 4 rotations, which give 4C additive
             logits (8); "class": C logits.
@@ -379,12 +379,10 @@ class AuxiliaryClassifier(nn.Module):
     def __init__(self, model: StagedNetwork, stage: int, num_classes: int, targets: Targets = "joint") -> None:
         super().__init__()
         check_choice("targets", targets, ("joint", "separate", "class"))
-        if not 0 <= stage < len(model.stages):
-            raise ValueError(f"stage must lie in [0, {len(model.stages)}), got {stage!r}.")
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes!r}.")
         width = model.widths[-1]
-        missing = copy.deepcopy(model.stages[stage + 1 :])
+        missing = copy.deepcopy(model.stages[model.stage_number(stage) + 1 :])
         for layer in missing.modules():
             if callable(reset := getattr(layer, "reset_parameters", None)):
                 reset()
@@ -439,7 +437,7 @@ class LayeredNetwork(nn.Module):
 
     def __init__(self, model: StagedNetwork, stages: Sequence[int] | None = None, targets: Targets = "joint") -> None:
         super().__init__()
-        chosen = list(range(len(model.stages)) if stages is None else stages)
+        chosen = [model.stage_number(stage) for stage in (range(len(model.stages)) if stages is None else stages)]
         if not chosen or chosen != sorted(set(chosen)):
             raise ValueError(f"stages must name at least one stage, in rising order, got {chosen}.")
         self.model = model

@@ -217,7 +217,7 @@ def block_features(network: StagedNetwork, stage: int, inputs: Tensor) -> Tensor
 
     Args:
         network: in evaluation mode, if its batch norm is not to learn from `inputs`.
-        stage: from 0.
+        stage: from 0, or negative from the end.
         inputs: shape (B, c, H, W).
 
     Returns:
@@ -231,9 +231,8 @@ def block_features(network: StagedNetwork, stage: int, inputs: Tensor) -> Tensor
         >>> block_features(ConvNet(width=4), 1, torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 8, 4, 4])
     """
-    _check_stage(network, stage)
     features = network.stem(inputs)
-    for block in network.stages[: stage + 1]:
+    for block in network.stages[: network.stage_number(stage) + 1]:
         features = block(features)
     return features
 
@@ -271,10 +270,7 @@ def with_features(data: Arrays, network: StagedNetwork, stage: int) -> Arrays:
         >>> with_features(Arrays(inputs=torch.rand(3, 1, 8, 8)), ConvNet(width=4), 1).features.shape
         torch.Size([3, 8, 4, 4])
     """
-    _check_stage(network, stage)
-    blocks = nn.Sequential(network.stem, *network.stages[: stage + 1])
-    # The new container starts in training mode, whatever its parts are in; take the network's for `predict` to restore.
-    blocks.training = network.training
+    blocks = nn.Sequential(network.stem, *network.stages[: network.stage_number(stage) + 1])
     return data.with_(features=predict(blocks, data.inputs))
 
 
@@ -286,7 +282,7 @@ class FrozenReadout(Learner):
 
     Args:
         backbone: frozen by this learner.
-        stage: block whose map is read, from 0.
+        stage: block whose map is read, from 0 or negative from the end.
         head: maps that block's map to logits (B, C), for instance the `tail(stage)` of a fresh network.
 
     Raises:
@@ -303,9 +299,8 @@ class FrozenReadout(Learner):
 
     def __init__(self, backbone: StagedNetwork, stage: int, head: nn.Module) -> None:
         super().__init__()
-        _check_stage(backbone, stage)
+        self.stage = backbone.stage_number(stage)
         self.backbone = backbone.requires_grad_(False).eval()
-        self.stage = stage
         self.head = head
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -409,8 +404,3 @@ def _check_angles(angles: Sequence[float]) -> tuple[float, ...]:
     if len(angles) < 2 or len({angle % 360 for angle in angles}) < len(angles):
         raise ValueError(f"angles must be at least two different turns in degrees, got {tuple(angles)}.")
     return tuple(angles)
-
-
-def _check_stage(network: StagedNetwork, stage: int) -> None:
-    if not 0 <= stage < len(network.stages):
-        raise ValueError(f"stage must lie in [0, {len(network.stages)}), got {stage}.")

@@ -187,6 +187,7 @@ def fit(
         if checkpoint is not None and Path(checkpoint).exists():
             state.load(Path(checkpoint))
         epochs = -(-total // per_epoch)
+        learner.train()  # once, not at each epoch: the walk through all modules is slow, and an epoch may be one step
         bar = tqdm(total=total, initial=state.epoch * per_epoch, disable=not progress, unit="step", leave=False)
         for epoch in range(state.epoch, epochs):
             if stopping is not None and stopping.finished(state.rows):
@@ -196,9 +197,8 @@ def fit(
             began = time.perf_counter()
             means = _train_epoch(state, budget, range(first, last), total, augment, augmenter, bar)
             learner.on_epoch_end(epoch + 1)
-            learner.eval()
             row = {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}
-            state.rows.append(row | (evaluate() if evaluate else {}))
+            state.rows.append(row | (_evaluated(learner, evaluate) if evaluate else {}))
             state.epoch = epoch + 1
             if stopping is not None and stopping.best(state.rows) == epoch:
                 state.best = copy.deepcopy(learner.state_dict())
@@ -223,7 +223,6 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Run the given steps; return the mean of each loss term."""
     learner, optimizer, scaler = state.learner, state.optimizer, state.scaler
-    learner.train()
     autocast = torch.autocast(
         next(iter(state.streams.values())).data.device.type,
         dtype=torch.bfloat16 if budget.precision == "bfloat16" else torch.float16,
@@ -254,6 +253,14 @@ def _train_epoch(
             bar.update(len(pending))
             pending.clear()
     return {name: value / len(steps) for name, value in sums.items()}
+
+
+def _evaluated(learner: Learner, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `evaluate` returns with the learner in evaluation mode; training goes on afterwards."""
+    learner.eval()
+    found = evaluate()
+    learner.train()
+    return found
 
 
 def _next_batch(

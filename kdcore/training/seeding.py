@@ -49,7 +49,7 @@ def deterministic(threads: int = 1) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # the same switch without importing a compiler for it
     torch.backends.cudnn.benchmark = False
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from kdcore.checks import check_positive
 from kdcore.data.arrays import Arrays
+from kdcore.models import features, inference
 
-__all__ = ["predict", "with_teacher"]
+__all__ = ["predict", "predict_layers", "with_teacher"]
 
 
-@torch.no_grad()
 def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
     """Outputs of `model` in evaluation mode, without gradient.
 
@@ -26,11 +29,37 @@ def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
         >>> predict(nn.Linear(4, 3), torch.zeros(5, 4), batch_size=2).shape
         torch.Size([5, 3])
     """
-    was_training = model.training
-    model.eval()
-    outputs = torch.cat([model(part) for part in inputs.split(batch_size)])
-    model.train(was_training)
-    return outputs
+    with inference(model):
+        return torch.cat([model(part) for part in inputs.split(batch_size)])
+
+
+def predict_layers(
+    model: nn.Module, inputs: Tensor, layers: Sequence[str], batch_size: int = 1024
+) -> tuple[dict[str, Tensor], Tensor]:
+    """As `predict`, with the outputs of named modules before the model's own.
+
+    Args:
+        model: maps inputs (B, …) to a tensor (B, …); its mode is restored afterwards.
+        inputs: shape (N, …), on the model's device.
+        layers: names as `kdcore.models.features` takes them.
+        batch_size: rows at a time, positive.
+
+    Returns:
+        Outputs (N, …) by name, and the model's, shape (N, …).
+
+    Raises:
+        ValueError: `batch_size` is not positive, or as `kdcore.models.features`.
+
+    Example:
+        >>> from kdcore.models import ConvNet
+        >>> maps, logits = predict_layers(ConvNet(width=4), torch.zeros(5, 1, 8, 8), ["stages.1"], batch_size=2)
+        >>> maps["stages.1"].shape, logits.shape
+        (torch.Size([5, 8, 4, 4]), torch.Size([5, 10]))
+    """
+    check_positive(batch_size=batch_size)
+    with inference(model):
+        maps, outputs = zip(*(features(model, part, list(layers)) for part in inputs.split(batch_size)), strict=True)
+    return {name: torch.cat([part[name] for part in maps]) for name in layers}, torch.cat(outputs)
 
 
 def with_teacher(data: Arrays, teacher: nn.Module) -> Arrays:

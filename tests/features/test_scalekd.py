@@ -19,12 +19,11 @@ from kdcore.features.scalekd import (
     constant_share,
     cosine_transform,
     inverse_cosine_transform,
-    soft_cross_entropy,
     unit_channels,
     view_distance,
     with_teacher_maps,
 )
-from kdcore.foundations.kd import distillation_loss
+from kdcore.foundations.kd import distillation_loss, soft_cross_entropy, soften
 from kdcore.metrics import accuracy
 from kdcore.models import ConvNet, to_map, to_tokens
 from kdcore.training import Budget, Supervised, fit, predict, seeded
@@ -45,6 +44,11 @@ def networks(image_size=8):
     with seeded(0):
         teacher = TokenNetwork(image_size, 2, widths=(8, 16), depths=(1, 1), heads=2)
         return ConvNet(width=4), teacher
+
+
+def soft_labels(student, teacher, temperature):
+    """Equation (8)."""
+    return temperature**2 * soft_cross_entropy(student, soften(teacher, temperature), temperature)
 
 
 def learner_and_batch(**options):
@@ -86,7 +90,7 @@ def transform(case):
 def soft_term(case):
     alpha, temperature = (case["hyperparameters"][name] for name in ("alpha", "temp"))
     student = float64(case, "student_logits").requires_grad_()
-    loss = alpha * soft_cross_entropy(student, float64(case, "teacher_logits"), temperature)
+    loss = alpha * soft_labels(student, float64(case, "teacher_logits"), temperature)
     (gradient,) = torch.autograd.grad(loss, student)
     return {"ce_weight": torch.tensor(1 - alpha), "loss": loss, "grad_student_logits": gradient}
 
@@ -223,8 +227,8 @@ def test_soft_term_is_the_divergence_plus_the_entropy():
     student, teacher = random_map(2, 5, 7)
     entropy = torch.distributions.Categorical(logits=teacher / 2).entropy().mean()
     wanted = distillation_loss(student, teacher, 2.0) + 4 * entropy
-    torch.testing.assert_close(soft_cross_entropy(student, teacher, 2.0), wanted)
-    assert torch.isfinite(soft_cross_entropy(1e4 * student, 1e4 * teacher))
+    torch.testing.assert_close(soft_labels(student, teacher, 2.0), wanted)
+    assert torch.isfinite(soft_labels(1e4 * student, 1e4 * teacher, 1.0))
 
 
 # Projector, equations (1) to (3)
@@ -272,7 +276,7 @@ def test_terms_are_those_of_the_equations():
     student_maps, logits = learner.model.maps(batch.inputs)
     teacher_maps, teacher_logits = learner.teacher.maps(batch.inputs)
     wanted = {"cross_entropy": 0.6 * F.cross_entropy(logits, batch.labels)}
-    wanted["soft"] = 0.4 * soft_cross_entropy(logits, teacher_logits, 2.0)
+    wanted["soft"] = 0.4 * soft_labels(logits, teacher_logits, 2.0)
     target = teacher_maps[-1]
     for view, weight, change in (("original", 0.3, lambda one: one), ("alternative", 0.2, alternative_view)):
         perceived = learner.teacher.stages[-1](learner.early[view](student_maps[-2]))
@@ -375,7 +379,7 @@ IMAGES = torch.zeros(2, 1, 8, 8)
         (lambda: view_distance(torch.ones(2, 3, 2, 2), torch.ones(2, 3, 4, 4)), "teacher_map must have the shape"),
         (lambda: view_distance(torch.ones(2, 3, 2, 2), torch.full((2, 3, 2, 2), torch.nan)), "must be finite"),
         (lambda: unit_channels(torch.ones(2, 3, 2, 2, dtype=torch.long)), "floating point"),
-        (lambda: soft_cross_entropy(torch.ones(2, 3), torch.ones(2, 3), 0.0), "temperature"),
+        (lambda: soft_labels(torch.ones(2, 3), torch.ones(2, 3), 0.0), "temperature"),
         (lambda: CrossAttentionProjector((4, 3, 3), (6, 2, 2), heads=4), "heads must divide the teacher's 6 channels"),
         (lambda: CrossAttentionProjector((4, 9), (6, 2, 2)), r"source must be the shape \(C, H, W\)"),
         (lambda: CrossAttentionProjector((4, 3, 3), (8, 2, 2), sharpness=0.0), "sharpness"),

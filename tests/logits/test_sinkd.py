@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdcore.data import digits
-from kdcore.foundations.kd import distillation_loss, soften
+from kdcore.foundations.kd import distillation_loss, soft_cross_entropy, soften
 from kdcore.logits.sinkd import (
     AnnealedDistillation,
     SinkhornDistance,
@@ -25,7 +25,6 @@ from kdcore.logits.sinkd import (
     annealed_temperature,
     jensen_shannon,
     reverse_divergence,
-    soft_cross_entropy,
     total_variation,
     transport_cost,
     transport_plan,
@@ -49,6 +48,11 @@ def gradient(function, student, *rest):
     return result
 
 
+def soft_labels(student, teacher, temperature=2.0):
+    """Equation (4)."""
+    return soft_cross_entropy(student, soften(teacher, temperature), temperature)
+
+
 def published_plan(cost, epsilon, iterations):
     """Equation (2) as it reads: the matrix divided by its sums."""
     plan = torch.exp(-cost / epsilon)
@@ -67,8 +71,8 @@ def ours_for(case):
     if "T0" in wanted:
         temperature = annealed_temperature(wanted["T0"], wanted["epoch"], wanted["total_epochs"])
         return {
-            "soft_ce_kd": soft_cross_entropy(student, teacher, temperature),
-            "grad_student_logits": gradient(soft_cross_entropy, student, teacher, temperature),
+            "soft_ce_kd": soft_labels(student, teacher, temperature),
+            "grad_student_logits": gradient(soft_labels, student, teacher, temperature),
         }
     labels = torch.tensor(case["inputs"]["labels"])
     distance = SinkhornDistance(wanted["sinkhorn_temperature"], wanted["epsilon"], wanted["n_iters"])
@@ -81,7 +85,7 @@ def ours_for(case):
         "sinkhorn_sum": distance(student, teacher),
         "sinkhorn_loss_scaled": scale * distance(student, teacher),
         "grad_sinkhorn_sum": gradient(distance, student, teacher),
-        "soft_ce_kd": soft_cross_entropy(student, teacher, wanted["kd_temperature"]),
+        "soft_ce_kd": soft_labels(student, teacher, wanted["kd_temperature"]),
         "ce": SinkhornDistillation(alpha=0.0, beta=0.0)(student, teacher, labels),
         "total": loss(student, teacher, labels),
         "grad_total": gradient(loss, student, teacher, labels),
@@ -288,7 +292,7 @@ def test_lower_precision_is_computed_in_float32(epsilon, dtype):
     assert bool(torch.isfinite(gradient(loss, 100 * student, 100 * teacher)).all())
 
 
-@pytest.mark.parametrize("function", [SinkhornDistance(), *RIVALS, soft_cross_entropy])
+@pytest.mark.parametrize("function", [SinkhornDistance(), *RIVALS, soft_labels])
 def test_no_gradient_reaches_the_teacher(function):
     student, teacher = (logits.requires_grad_() for logits in logits_pair())
     function(student, teacher).backward()
@@ -304,7 +308,7 @@ def test_soft_labels_differ_from_plain_distillation_by_entropy_and_factor():
     target = soften(teacher, 3.0)
     entropy = -(target * target.log()).sum(dim=1).mean()
     wanted = distillation_loss(student, teacher, 3.0) / 9 + entropy
-    torch.testing.assert_close(soft_cross_entropy(student, teacher, 3.0), wanted)
+    torch.testing.assert_close(soft_labels(student, teacher, 3.0), wanted)
 
 
 def test_rivals_by_other_means():
@@ -329,7 +333,7 @@ def test_total_variation_is_transport_between_classes():
 
 def test_terms_of_the_whole():
     student, teacher = logits_pair()
-    hard, soft = F.cross_entropy(student, LABELS), soft_cross_entropy(student, teacher, 3.0)
+    hard, soft = F.cross_entropy(student, LABELS), soft_labels(student, teacher, 3.0)
     transport = SinkhornDistance()(student, teacher)
     loss = SinkhornDistillation(3.0, 0.7, 0.8)
     torch.testing.assert_close(loss(student, teacher, LABELS), 0.3 * hard + 0.7 * soft + 0.8e-3 * transport)
@@ -401,7 +405,7 @@ def test_transport_alone_pairs_no_samples(taught):
     """It does not know what belongs to what: the student answers little better than by chance."""
     transport = SinkhornDistance(reduction="mean")
     alone = accuracies(taught, lambda student, teacher, labels: transport(student, teacher), seeds=2)
-    paired = accuracies(taught, lambda student, teacher, labels: soft_cross_entropy(student, teacher), seeds=2)
+    paired = accuracies(taught, lambda student, teacher, labels: soft_labels(student, teacher), seeds=2)
     assert alone.max() < 0.6 < 0.8 < paired.min()
 
 
@@ -441,8 +445,8 @@ COST = torch.rand(4, 4)
         (lambda: SinkhornDistillation()(GOOD, GOOD / 0, LABELS), "teacher_logits must be finite"),
         (lambda: SinkhornDistillation()(GOOD, GOOD, LABELS + 1), r"labels must lie in \[0, 6\)"),
         (lambda: SinkhornDistillation()(GOOD, GOOD, LABELS[:4]), r"labels must have shape \(8,\), got \(4,\)"),
-        (lambda: soft_cross_entropy(GOOD, GOOD, -1.0), "temperature must be a positive number, got -1.0"),
-        (lambda: soft_cross_entropy(GOOD, GOOD[:, :4]), "teacher_logits must have the shape of student_logits"),
+        (lambda: soft_labels(GOOD, GOOD, -1.0), "temperature must be a positive number, got -1.0"),
+        (lambda: soft_labels(GOOD, GOOD[:, :4]), "targets must have the shape of logits"),
         (lambda: annealed_temperature(4.0, 0, 1), "epochs must be at least 2 for a temperature to fall, got 1"),
         (lambda: annealed_temperature(0.0, 0, 5), "start must be a positive number, got 0.0"),
         (lambda: annealed_temperature(4.0, 5, 5), r"epoch must lie in \[0, 5\), got 5"),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdcore.data import Arrays, digits, shift
+from kdcore.foundations.kd import soft_cross_entropy
 from kdcore.models import ConvNet, ResNet, flops, parameter_count
 from kdcore.self_distillation.corsd import (
     LogitRelation,
@@ -28,7 +29,6 @@ from kdcore.self_distillation.corsd import (
     pair_maps,
     pair_targets,
     relation_loss,
-    soft_cross_entropy,
     triplet_loss,
     update_class_vectors,
 )
@@ -258,9 +258,9 @@ def test_soft_cross_entropy_by_scipy():
     targets = pair_targets(torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 2, 3, 4, 0, 2]), 5).double()
     softened = (logits / 3).softmax(dim=1)
     wanted = entropy(targets, axis=1) + entropy(targets, softened, axis=1)
-    assert soft_cross_entropy(logits, targets).item() == pytest.approx(wanted.mean())
+    assert soft_cross_entropy(logits, targets, 3.0).item() == pytest.approx(wanted.mean())
     leaf = logits.clone().requires_grad_()
-    soft_cross_entropy(leaf, targets).backward()
+    soft_cross_entropy(leaf, targets, 3.0).backward()
     torch.testing.assert_close(leaf.grad, (softened - targets) / (3 * 6))
 
 
@@ -301,7 +301,7 @@ def test_gradcheck():
     shallow, deepest = drawn(4, 3, count=2)
     targets = pair_targets(torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2]), 3)
     assert torch.autograd.gradcheck(
-        lambda u: divergence_loss(u, deepest) + relation_loss(u, deepest) + soft_cross_entropy(u, targets),
+        lambda u: divergence_loss(u, deepest) + relation_loss(u, deepest) + soft_cross_entropy(u, targets, 3.0),
         shallow.requires_grad_(),
     )
 
@@ -557,7 +557,7 @@ OTHERS = torch.tensor([1, 2, 3, 0, 2, 3])
         (lambda: pair_targets(LABELS, OTHERS, 3), r"labels must lie in \[0, 3\)"),
         (lambda: pair_targets(LABELS, OTHERS, 1), "num_classes must be at least 2, got 1"),
         (lambda: pair_targets(LABELS, OTHERS, 4, True, 0.0), "temperature must be a positive number, got 0.0"),
-        (lambda: soft_cross_entropy(GOOD, GOOD[:, :3]), "targets must have the shape of pair_logits"),
+        (lambda: soft_cross_entropy(GOOD, GOOD[:, :3]), "targets must have the shape of logits"),
         (lambda: soft_cross_entropy(GOOD, GOOD, -1.0), "temperature must be a positive number, got -1.0"),
         (lambda: relation_loss(GOOD, GOOD[:3]), "deepest_score must have the shape of shallow_score"),
         (lambda: relation_loss(GOOD, GOOD / 0), "deepest_score must be finite"),

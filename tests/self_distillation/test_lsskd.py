@@ -377,7 +377,7 @@ GOOD = torch.randn(12, 20)
         (lambda: joint_logits(GOOD, GOOD[:, :3]), r"must have shapes \(R, C\) and \(R, 4\)"),
         (lambda: hierarchical_loss(GOOD, [GOOD], GOOD, []), "teacher_branch_logits must be as many .* 1, got 0"),
         (lambda: hierarchical_loss(GOOD, [GOOD], GOOD[:, 1:], [GOOD]), "teacher_logits must have the shape"),
-        (lambda: AuxiliaryClassifier(ConvNet(4), 3, 10), r"stage must lie in \[0, 3\), got 3"),
+        (lambda: AuxiliaryClassifier(ConvNet(4), 3, 10), r"stage must lie in \[-3, 3\), got 3"),
         (lambda: AuxiliaryClassifier(ConvNet(4), 0, 1), "num_classes must be at least 2, got 1"),
         (lambda: AuxiliaryClassifier(ConvNet(4), 0, 10, "both"), "targets must be one of"),
         (lambda: LayeredNetwork(ConvNet(4), []), "stages must name at least one stage"),

@@ -265,7 +265,7 @@ def test_network_in_network_has_the_published_shape():
         (lambda: RotationPretext(ConvNet(4), copies="two"), "copies must be one of"),
         (lambda: RotationPretext(ConvNet(4), angles=(90, 450)), "angles must be at least two"),
         (lambda: block_features(ConvNet(4), 3, torch.rand(1, 1, 8, 8)), "stage must lie in"),
-        (lambda: with_features(Arrays(inputs=torch.rand(1, 1, 8, 8)), ConvNet(4), -1), "stage must lie in"),
+        (lambda: with_features(Arrays(inputs=torch.rand(1, 1, 8, 8)), ConvNet(4), -4), "stage must lie in"),
         (lambda: FrozenReadout(ConvNet(4), 3, nn.Identity()), "stage must lie in"),
         (lambda: pool_to_grid(torch.rand(2, 3), 10), "features must have shape"),
         (lambda: pool_to_grid(torch.rand(2, 3, 4, 4), 0), "values must be a positive number"),
