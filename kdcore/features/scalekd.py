@@ -67,6 +67,7 @@ from kdcore.checks import (
     check_choice,
     check_fraction,
     check_labels,
+    check_logits,
     check_maps,
     check_not_negative,
     check_positive,
@@ -455,6 +456,7 @@ class ScaleDistillation(Learner):
         teacher_map, teacher_logits = self._taught(batch)
         terms = {"cross_entropy": (1 - self.soft_weight) * F.cross_entropy(logits, batch.labels)}
         if self.soft_weight:
+            check_logits(student_logits=logits, teacher_logits=teacher_logits)
             targets = soften(at_least_float32(teacher_logits), self.temperature)
             soft = soft_cross_entropy(logits, targets, self.temperature)
             terms["soft"] = self.soft_weight * self.temperature**2 * soft

@@ -359,6 +359,7 @@ class SinkhornDistillation(nn.Module):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of logits (B, C), teacher logits (B, C) and labels (B,)."""
+        check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
         targets = soften(at_least_float32(teacher_logits), self.temperature)
         soft = soft_cross_entropy(student_logits, targets, self.temperature)
         check_labels(labels, *student_logits.shape)
