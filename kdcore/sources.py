@@ -53,7 +53,7 @@ def imported_files(source: str, package: Path | None = None) -> list[Path]:
 
     Example:
         >>> [path.name for path in imported_files("from kdcore.foundations import kd")]
-        ['__init__.py', 'checks.py', '__init__.py', 'kd.py']
+        ['__init__.py', 'checks.py', '__init__.py', 'kd.py', 'precision.py']
     """
     package = package or _PACKAGE
     found: set[Path] = set()

@@ -446,7 +446,7 @@ def test_effect_of_equal_differences_is_not_a_number_and_bad_intervals_are_refus
 
 def test_imported_files_follow_the_static_graph():
     files = {path.name for path in study.imported_files("%pip install x\nfrom kdcore.foundations.kd import soften")}
-    assert {"__init__.py", "kd.py", "checks.py"} == files
+    assert {"__init__.py", "kd.py", "checks.py", "precision.py"} == files
     names = {str(path.relative_to(sources._PACKAGE)) for path in study.imported_files("from kdcore import training")}
     assert "training/fit.py" in names
     assert "data/arrays.py" in names
