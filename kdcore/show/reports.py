@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from kdcore.show.output import say, signed, table
@@ -15,6 +16,8 @@ __all__ = ["claims", "recorded", "summary"]
 
 def summary(results: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[str], caption: str = "") -> None:
     """Display one row per arm: the mean of each metric over seeds, ± half its 95 % interval.
+
+    The interval of two seeds reaches six times their difference to either side: such a mean stands by itself.
 
     Args:
         results: tidy, as `Study.run` returns.
@@ -34,8 +37,7 @@ def summary(results: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[st
         row: dict[str, str] = {"arm": arm}
         for metric, heading in metrics.items():
             chosen = results[(results["arm"] == arm) & (results["metric"] == metric)]["value"].to_numpy(dtype=float)
-            mean, _, high = paired_interval(chosen) if len(chosen) > 1 else (float("nan"),) * 3
-            row[heading] = f"{mean:.2f} ± {high - mean:.2f}" if len(chosen) > 1 else "–"
+            row[heading] = _mean(chosen)
         rows.append(row)
     table(pd.DataFrame(rows), caption=caption)
 
@@ -104,6 +106,13 @@ def recorded(chapter: str, profile: str, metrics: Mapping[str, str]) -> None:
     ]
     if rows:
         table(pd.DataFrame(rows))
+
+
+def _mean(values: np.ndarray) -> str:
+    if len(values) < 3:
+        return f"{values.mean():.2f} (2 seeds)" if len(values) == 2 else "–"
+    mean, _, high = paired_interval(values)
+    return f"{mean:.2f} ± {high - mean:.2f}"
 
 
 def _interval(difference: float, low: float, high: float) -> str:

@@ -61,6 +61,12 @@ def test_say_summary_and_claims_are_markdown(displayed):
     assert "**contradicted**" in displayed[2][1]
 
 
+def test_the_mean_of_two_seeds_has_no_interval(displayed):
+    two = results()[results()["seed"] < 2]
+    show.summary(two, {"accuracy": "accuracy (%)"}, ["KD"])
+    assert f"| KD | {two[two['arm'] == 'KD']['value'].mean():.2f} (2 seeds) |" in displayed[0][1]
+
+
 def test_palette_keeps_colours_across_chapters():
     first, second = show.palette(["CE", "SKD"], method="SKD"), show.palette(["x", "CE", "y", "AdaIN"], method="AdaIN")
     assert first["CE"] == second["CE"]
