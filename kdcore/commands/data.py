@@ -15,7 +15,7 @@ __all__ = ["EXAMPLES", "GET_EXAMPLES", "Source", "complete_dataset", "get_datase
 
 EXAMPLES = ("kdcore data", "kdcore data --data-dir ~/datasets", "kdcore data --json", "kdcore data get mnist")
 GET_EXAMPLES = ("kdcore data get mnist", "kdcore data get usps --data-dir ~/datasets")
-_NAMES = ("digits", "mnist", "usps", "cifar10", "sst2", "cora")
+_NAMES = ("digits", "mnist", "usps", "cifar10", "cifar100", "sst2", "cora")
 _DataDir = Annotated[Path | None, typer.Option(help="Looked in first.")]
 
 
@@ -56,7 +56,7 @@ def sources() -> dict[str, Source]:
 
     Example:
         >>> list(sources())
-        ['digits', 'mnist', 'usps', 'cifar10', 'sst2', 'cora']
+        ['digits', 'mnist', 'usps', 'cifar10', 'cifar100', 'sst2', 'cora']
     """
     from kdcore.data import benchmarks, digits, graphs, text
 
@@ -65,12 +65,14 @@ def sources() -> dict[str, Source]:
     usps, zips, sst2 = benchmarks._USPS_FILES, benchmarks._CIFAR10_ZIPS, text._SST2_FILES
     batches = ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6)))
     original = tuple(f"cifar-10-batches-py/{name}" for name in batches)
+    fine = tuple(f"cifar-100-python/{name}" for name in ("meta", "train", "test"))
     folders = ("test", *(f"train/{name}" for name in benchmarks.CIFAR10_CLASSES))
     found = (
         Source("digits", (), False, 0.1, lambda data_dir: digits()),
         Source("mnist", (tuple(mnist),), True, 55, benchmarks.mnist, mnist),
         Source("usps", (tuple(usps),), True, 2.3, benchmarks.usps, usps),
         Source("cifar10", (original, tuple(zips), folders), True, 340, benchmarks.cifar10, zips),
+        Source("cifar100", (fine,), True, 340, benchmarks.cifar100),
         Source("sst2", (tuple(sst2),), False, 1, text.sst2, sst2),
         Source("cora", (tuple(cora),), False, 0.6, graphs.cora, cora),
     )
@@ -98,7 +100,7 @@ def complete_dataset(incomplete: str) -> list[str]:
 
     Example:
         >>> complete_dataset("ci")
-        ['cifar10']
+        ['cifar10', 'cifar100']
     """
     return [name for name in _NAMES if name.startswith(incomplete)]
 

@@ -2,7 +2,7 @@
 
 from kdcore.data.arrays import Arrays
 from kdcore.data.augment import flip, rotations, shift
-from kdcore.data.benchmarks import DATASETS, cifar10, load, mnist, usps
+from kdcore.data.benchmarks import DATASETS, cifar10, cifar100, load, mnist, usps
 from kdcore.data.dataset import Dataset, MissingDataError, data_folders
 from kdcore.data.digits import digits
 from kdcore.data.domains import DOMAINS, digit_domain
@@ -23,6 +23,7 @@ __all__ = [
     "TextDataset",
     "build_vocabulary",
     "cifar10",
+    "cifar100",
     "cora",
     "data_folders",
     "digit_domain",

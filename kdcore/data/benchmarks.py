@@ -1,10 +1,11 @@
-"""MNIST, USPS and CIFAR-10: found on disk, or downloaded by torchvision, or a clear error."""
+"""MNIST, USPS, CIFAR-10 and CIFAR-100: found on disk, or downloaded by torchvision, or a clear error."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from kdcore.data.arrays import Arrays
 from kdcore.data.dataset import Dataset, MissingDataError, data_folders, verify_file
 from kdcore.data.digits import DIGIT_CLASSES, digits
 
-__all__ = ["CIFAR10_CLASSES", "DATASETS", "cifar10", "load", "mnist", "usps"]
+__all__ = ["CIFAR10_CLASSES", "DATASETS", "cifar10", "cifar100", "load", "mnist", "usps"]
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -136,26 +137,47 @@ def cifar10(data_dir: str | Path | None = None, *, device: torch.device | str = 
             return Dataset(
                 "cifar10", CIFAR10_CLASSES, train_split, test_split, "CIFAR-10 (Krizhevsky 2009), image folder"
             ).to(device)
-    root = _find("CIFAR-10", data_dir, ["cifar-10-batches-py/batches.meta"], lambda to: CIFAR10(to, download=True))
-    splits = []
-    for train in (True, False):
-        try:
-            part = CIFAR10(str(root), train=train)
-        except RuntimeError as error:  # torchvision compares checksums here
-            raise ValueError(f"CIFAR-10 in {root} is corrupt ({error}); delete it and try again.") from error
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div(255)
-        splits.append(Arrays(inputs=images.contiguous(), labels=torch.as_tensor(part.targets)))
-    train_split, test_split = splits
+    files = ["cifar-10-batches-py/batches.meta"]
+    train_split, test_split, _ = _cifar("CIFAR-10", CIFAR10, data_dir, files)
     return Dataset(
         "cifar10", CIFAR10_CLASSES, train_split, test_split, "CIFAR-10 (Krizhevsky 2009), by torchvision"
     ).to(device)
 
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "mnist": mnist, "usps": usps, "cifar10": cifar10}
+def cifar100(data_dir: str | Path | None = None, *, device: torch.device | str = "cpu") -> Dataset:
+    """CIFAR-100: 50,000 + 10,000 images of a hundred classes (the fine labels), 32×32 colour.
+
+    Reads torchvision's `cifar-100-python`. Args and errors as in `mnist`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "cifar-100-python").mkdir()
+        >>> for name in ("meta", "train", "test"):
+        ...     _ = (folder / "cifar-100-python" / name).write_bytes(b"not the original")
+        >>> cifar100(folder)
+        Traceback (most recent call last):
+        ValueError: CIFAR-100 in ... is corrupt (...); delete it and try again.
+    """
+    from torchvision.datasets import CIFAR100
+
+    files = [f"cifar-100-python/{name}" for name in ("meta", "train", "test")]
+    train_split, test_split, classes = _cifar("CIFAR-100", CIFAR100, data_dir, files)
+    provenance = "CIFAR-100 (Krizhevsky 2009), by torchvision"
+    return Dataset("cifar100", classes, train_split, test_split, provenance).to(device)
+
+
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "usps": usps,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+}
 
 
 def load(name: str, data_dir: str | Path | None = None, *, device: torch.device | str = "cpu") -> Dataset:
-    """A data set by name: "digits", "mnist", "usps" or "cifar10".
+    """A data set by name: "digits", "mnist", "usps", "cifar10" or "cifar100".
 
     Raises:
         ValueError: unknown name, or corrupt data.
@@ -185,6 +207,22 @@ def _find(title: str, data_dir: str | Path | None, files: Iterable[str], downloa
             f"{', '.join(files)} into {folders[0]}, or name their folder by data_dir or KDCORE_DATA."
         ) from error
     return folders[-1]
+
+
+def _cifar(
+    title: str, source: Callable[..., Any], data_dir: str | Path | None, files: Iterable[str]
+) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+    """Training split, test split and classes of one of torchvision's two CIFAR sets."""
+    root = _find(title, data_dir, files, lambda to: source(to, download=True))
+    splits = []
+    for train in (True, False):
+        try:
+            part = source(str(root), train=train)
+        except RuntimeError as error:  # torchvision compares checksums here, before it unpickles
+            raise ValueError(f"{title} in {root} is corrupt ({error}); delete it and try again.") from error
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).float().div(255)
+        splits.append(Arrays(inputs=images.contiguous(), labels=torch.as_tensor(part.targets)))
+    return splits[0], splits[1], tuple(part.classes)
 
 
 def _read_image_zip(path: Path, sha256: str) -> Arrays:

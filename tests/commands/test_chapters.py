@@ -105,7 +105,7 @@ def offered(root, words: str) -> list[str]:
         ("kdcore run spherical_kd -p dataset=m", ["dataset=mnist"]),
         ("kdcore ledger --chapter tgeo", ["tgeo_kd"]),
         ("kdcore compare cpu:spher", ["cpu:spherical_kd"]),
-        ("kdcore data get ci", ["cifar10"]),
+        ("kdcore data get ci", ["cifar10", "cifar100"]),
         ("kdcore led", ["ledger"]),
     ],
 )

@@ -68,7 +68,7 @@ def test_every_data_set_that_a_chapter_names_is_listed(root):
 def test_missing_data_say_where_they_would_come_from(offline):
     found = rows("--data-dir", "mine")
     assert found["digits"]["state"] == "there"
-    assert {found[name]["state"] for name in ("mnist", "usps", "cifar10", "sst2", "cora")} == {"missing"}
+    assert {found[name]["state"] for name in ("mnist", "usps", "cifar10", "cifar100", "sst2", "cora")} == {"missing"}
     assert found["mnist"]["comes from"] == "torchvision downloads it"
     assert found["sst2"]["comes from"] == "nobody downloads it; put the files there"
     assert found["mnist"]["where"] == "MNIST/raw/ (4 files)"
@@ -99,7 +99,7 @@ def test_a_corrupt_file_is_named(made_usps):
         raise done.exception
 
 
-@pytest.mark.parametrize("name", ["mnist", "usps", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "usps", "cifar10", "cifar100"])
 def test_without_network_getting_says_what_to_put_where(offline, name):
     done = invoke("data", "get", name, "--data-dir", "mine")
     with pytest.raises(data.MissingDataError, match=r"could not be downloaded .*Put .* into mine, or"):

@@ -178,7 +178,13 @@ def test_unknown_names_are_refused_with_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("name", "file"), [("mnist", "train-images-idx3-ubyte"), ("usps", "usps.bz2"), ("cifar10", "batches.meta")]
+    ("name", "file"),
+    [
+        ("mnist", "train-images-idx3-ubyte"),
+        ("usps", "usps.bz2"),
+        ("cifar10", "batches.meta"),
+        ("cifar100", "cifar-100-python/train"),
+    ],
 )
 def test_missing_data_without_network_say_what_to_put_where(offline, name, file):
     with pytest.raises(data.MissingDataError, match=rf"(?s){file}.*into {offline / 'here'}.*KDCORE_DATA"):
@@ -236,6 +242,40 @@ def test_cifar10_is_read_from_zips_and_from_folders(tmp_path, monkeypatch):
         (folder / "zip" / "train").rename(folder / part)
     unpacked = data.cifar10(folder)
     assert torch.equal(unpacked.test.inputs, loaded.train.inputs)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_read_as_torchvision_lays_it_out(tmp_path, monkeypatch, name):
+    import hashlib
+    import pickle
+
+    from torchvision import datasets
+
+    source = getattr(datasets, name.upper())
+    folder, classes = tmp_path / source.base_folder, [f"class {number}" for number in range(3)]
+    folder.mkdir()
+    label, image = "labels" if name == "cifar10" else "fine_labels", np.arange(3 * 32 * 32) % 256
+
+    def write(file: str, content: dict) -> str:
+        (folder / file).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    for part in ("train_list", "test_list"):
+        rows = {"data": image.astype(np.uint8)[None], label: [2 if part == "train_list" else 1]}
+        monkeypatch.setattr(source, part, [(file, write(file, rows)) for file, _ in getattr(source, part)])
+    meta = source.meta | {"md5": write(source.meta["filename"], {source.meta["key"]: classes})}
+    monkeypatch.setattr(source, "meta", meta)
+
+    loaded = data.load(name, tmp_path)
+    assert loaded.train.inputs.shape == (len(source.train_list), 3, 32, 32)
+    torch.testing.assert_close(loaded.test.inputs[0], torch.from_numpy(image.reshape(3, 32, 32) / 255).float())
+    assert loaded.train.labels.unique().tolist() == [2]
+    assert loaded.test.labels.tolist() == [1]
+    if name == "cifar100":
+        assert loaded.classes == tuple(classes)
+    (folder / source.test_list[0][0]).write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"is corrupt \(.*delete it and try again"):
+        data.load(name, tmp_path)
 
 
 def test_cora_reader_builds_the_graph_and_refuses_code(tmp_path, monkeypatch):
