@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _STEP = re.compile(r"(\d+) of (\d+) steps")
+_EXECUTED = re.compile(r"^\S+/\S+: \d+ s \(\d+ s of CPU time\), ")  # as ci/execute.py says it
 _PROBLEM = re.compile(r"^error:| failed with |is kept at|WARNING|ERROR|Exception|Error:")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(r"IPKernelApp|frozen modules|Debugger warning|PYDEVD")
@@ -105,7 +106,7 @@ def report(lines: Iterable[str]) -> list[str]:
     for line in lines:
         line = _COLOUR.sub("", line).rstrip()
         recent = [*recent[-60:], line]
-        if re.match(r"^\S+/\S+: \d+ s, ", line):
+        if _EXECUTED.match(line):
             print("  " + line.split(", ")[0], flush=True)
         elif found := _STEP.search(line):
             done, total = map(int, found.groups())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def test_build_reruns_exactly_what_changed(tiny_project):
     output = build(tiny_project)
     assert "[1/3]" in output
     assert "left" in output
+    assert re.search(r"^  logits/first: \d+ s \(\d+ s of CPU time\)$", output, re.MULTILINE)
     assert (tiny_project / "_build" / "html" / "index.html").exists()
     first = executed(tiny_project)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,7 @@ class Visit:
 
     page: object
     base: str
+    path: str = ""
     requests: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -78,10 +80,9 @@ def address() -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.fixture
-def visit(browser, address, request) -> Iterator[Visit]:
-    """A fresh window; parametrise indirectly with options of Playwright's `new_context`."""
-    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **getattr(request, "param", {})})
+@contextmanager
+def _visit(browser: object, address: str, options: dict) -> Iterator[Visit]:
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
     page = context.new_page()
     visited = Visit(page, address)
     page.on("request", lambda sent: visited.requests.append(sent.url))
@@ -91,3 +92,20 @@ def visit(browser, address, request) -> Iterator[Visit]:
     page.on("response", lambda got: visited.problems.append(f"{got.status} {got.url}") if got.status >= 400 else None)
     yield visited
     context.close()
+
+
+@pytest.fixture
+def visit(browser, address, request) -> Iterator[Visit]:
+    """A fresh window; parametrise indirectly with options of Playwright's `new_context`."""
+    with _visit(browser, address, getattr(request, "param", {})) as visited:
+        yield visited
+
+
+@pytest.fixture(scope="module", params=site_pages())
+def opened(browser, address, request) -> Iterator[Visit]:
+    """Each page of the site in turn, open in a window that the tests of a module share: they only look."""
+    with _visit(browser, address, {}) as visited:
+        visited.open(request.param)
+        visited.page.wait_for_timeout(300)  # what is asked for late
+        visited.path = request.param
+        yield visited

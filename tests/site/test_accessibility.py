@@ -33,10 +33,8 @@ def test_axe_finds_nothing_serious(visit, path):
     assert serious == []
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_headings_go_down_by_one_level(visit, path):
-    visit.open(path)
-    levels = visit.page.locator("article :is(h1, h2, h3, h4, h5, h6)").evaluate_all(
+def test_headings_go_down_by_one_level(opened):
+    levels = opened.page.locator("article :is(h1, h2, h3, h4, h5, h6)").evaluate_all(
         "all => all.map(heading => Number(heading.tagName[1]))"
     )
     assert levels[0] == 1
@@ -44,10 +42,8 @@ def test_headings_go_down_by_one_level(visit, path):
     assert all(after <= before + 1 for before, after in pairwise(levels)), levels
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_everything_that_reacts_is_reached_by_tab(visit, path):
-    visit.open(path)
-    out_of_reach = visit.page.locator("article :is(a[href], button, input, select, summary)").evaluate_all(
+def test_everything_that_reacts_is_reached_by_tab(opened):
+    out_of_reach = opened.page.locator("article :is(a[href], button, input, select, summary)").evaluate_all(
         "all => all.filter(e => e.tabIndex < 0 && !e.closest('[hidden]')).map(e => e.outerHTML.slice(0, 80))"
     )
     assert out_of_reach == []

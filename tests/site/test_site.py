@@ -17,23 +17,18 @@ PAGES = site_pages()
 CHAPTERS = [page for page in PAGES if page.startswith("chapters/")]
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_page_asks_no_other_host_and_reports_no_error(visit, path):
-    visit.open(path)
-    visit.page.wait_for_timeout(300)
-    others = {urlparse(url).netloc for url in visit.requests if not url.startswith(("data:", "blob:"))}
-    assert others == {urlparse(visit.base).netloc}
-    assert visit.problems == []
-    assert visit.page.title().strip()
+def test_page_asks_no_other_host_and_reports_no_error(opened):
+    others = {urlparse(url).netloc for url in opened.requests if not url.startswith(("data:", "blob:"))}
+    assert others == {urlparse(opened.base).netloc}
+    assert opened.problems == []
+    assert opened.page.title().strip()
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_mathematics_is_rendered_and_images_are_loaded(visit, path):
-    visit.open(path)
-    page = visit.page
+def test_mathematics_is_rendered_and_images_are_loaded(opened):
+    page = opened.page
     rendered, errors = (page.locator(name).count() for name in ("mjx-container", "mjx-merror"))
     assert errors == 0
-    if path in CHAPTERS or path.endswith("notation.html"):
+    if opened.path in CHAPTERS or opened.path.endswith("notation.html"):
         assert rendered > 5
     left = page.evaluate(
         "() => [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).length"
@@ -134,33 +129,30 @@ def test_dark_mode_is_dark_and_readable(visit, path, most):
         assert contrast(page, selector) >= 4.5, selector
 
 
-@pytest.mark.parametrize("path", CHAPTERS)
-def test_buttons_point_at_files_that_exist(visit, path):
-    visit.open(path)
-    links = visit.page.locator("a").evaluate_all(
+def test_buttons_point_at_files_that_exist(opened):
+    links = opened.page.locator("a").evaluate_all(
         "all => all.map(a => [a.href, a.getAttribute('title') || a.textContent])"
     )
     colab = {url for url, _ in links if "colab.research.google.com" in url}
-    assert colab
+    downloads = {url for url, _ in links if "/_sources/" in url and url.endswith(".ipynb")}
+    if opened.path in CHAPTERS:
+        assert colab
+        assert downloads
     for url in colab:
         assert (ROOT / url.split("/blob/main/")[1].split("#")[0]).exists(), url
     sources = {url for url, _ in links if "github.com/kdcore/kdcore/blob/main/" in url}
     for url in sources - colab:
         assert (ROOT / url.split("/blob/main/")[1].split("#")[0]).exists(), url
-    downloads = {url for url, _ in links if "/_sources/" in url and url.endswith(".ipynb")}
-    assert downloads
     for url in downloads:
         notebook = json.loads((SITE / urlparse(url).path.lstrip("/")).read_text(encoding="utf-8"))
         assert any(cell.get("outputs") for cell in notebook["cells"] if cell["cell_type"] == "code")
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_links_within_the_site_lead_somewhere(visit, path):
-    visit.open(path)
-    links = visit.page.locator("article a[href]").evaluate_all(  # those in drawings have no plain href
+def test_links_within_the_site_lead_somewhere(opened):
+    links = opened.page.locator("article a[href]").evaluate_all(  # those in drawings have no plain href
         "all => all.map(a => new URL(a.getAttribute('href'), document.baseURI).href)"
     )
-    for link in {link.split("#")[0] for link in links if link.startswith(visit.base)}:
+    for link in {link.split("#")[0] for link in links if link.startswith(opened.base)}:
         assert (SITE / urlparse(link).path.lstrip("/")).exists(), link
 
 
