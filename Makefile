@@ -30,7 +30,7 @@ test: $(STAMP)  ## Everything: lint, types, imports, tests, chapters, the site i
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python ci/check_chapters.py
-	$(BIN)/python -m pytest -n auto --durations 20 --ignore tests/site
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations 20 --ignore tests/site
 	$(BIN)/python ci/build.py
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations 20 tests/site
 

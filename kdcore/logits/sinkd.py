@@ -72,7 +72,7 @@ from kdcore.checks import (
     readable,
 )
 from kdcore.foundations.kd import soft_cross_entropy, soften
-from kdcore.precision import at_least_float32
+from kdcore.precision import at_least_float32, full_precision
 from kdcore.training.learners import Distillation
 
 __all__ = [
@@ -116,6 +116,7 @@ def transport_cost(student_logits: Tensor, teacher_logits: Tensor, temperature: 
     return torch.cdist(student, teacher, p=1)
 
 
+@full_precision
 def transport_plan(cost: Tensor, epsilon: float = 0.1, iterations: int = 20) -> Tensor:
     """Alternate normalisation of rows and columns of exp(−W/ε), equation (2).
 
@@ -144,7 +145,7 @@ def transport_plan(cost: Tensor, epsilon: float = 0.1, iterations: int = 20) -> 
     _check_cost(cost)
     check_positive(epsilon=epsilon)
     _check_iterations(iterations)
-    scaled = at_least_float32(cost) / -epsilon
+    scaled = cost / -epsilon
     # The square root leaves room for products of two factors, and for the squares in their gradients.
     if math.exp(-_LARGEST_COST / epsilon) > math.sqrt(torch.finfo(scaled.dtype).tiny):
         return _plan_of_kernel(scaled.exp(), iterations)

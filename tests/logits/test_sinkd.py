@@ -292,6 +292,13 @@ def test_lower_precision_is_computed_in_float32(epsilon, dtype):
     assert bool(torch.isfinite(gradient(loss, 100 * student, 100 * teacher)).all())
 
 
+def test_a_loop_in_half_precision_does_not_round_the_plan():
+    cost = transport_cost(*logits_pair(dtype=torch.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = transport_plan(cost)
+    assert torch.equal(inside, transport_plan(cost))
+
+
 @pytest.mark.parametrize("function", [SinkhornDistance(), *RIVALS, soft_labels])
 def test_no_gradient_reaches_the_teacher(function):
     student, teacher = (logits.requires_grad_() for logits in logits_pair())
