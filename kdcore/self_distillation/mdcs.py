@@ -20,8 +20,8 @@ $$\tilde z^e_c=z^e_c+\log\bigl(n_c^{\lambda_e}+10^{-9}\bigr) \tag{2}$$
 $$L_{DL}=\sum_e\frac1{2B}\sum_{v\in\{w,s\}}\sum_i-\log\mathrm{softmax}(\tilde z^e_{v,i})_{y_i} \tag{3}$$
 
 **What the strengths do.** Where training has found the class frequencies of the training set, the raw logits are those
-of a set in which class $c$ has the frequency $n_c^{1-\lambda_e}$: the experts lean to the head ($n^{1.5}$), to no class,
-and to the tail ($n^{-1.5}$). The mean of the strengths is 1, so the average, which predicts, leans to no class.
+of a set in which class $c$ has the frequency $n_c^{1-\lambda_e}$: the experts lean to the head ($n^{1.5}$), to no
+class, and to the tail ($n^{-1.5}$). The mean of the strengths is 1, so the average, which predicts, leans to no class.
 
 $$z^e_c=\log p(x\mid c)+(1-\lambda_e)\log n_c \tag{4}$$
 

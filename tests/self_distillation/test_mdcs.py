@@ -160,7 +160,9 @@ def test_raw_logits_are_compared_where_that_is_asked():
         total += 0.6 * np.mean(divergences) if kept else 0.0
     terms = MDCSLoss(COUNTS, compared="raw").terms(logits, LABELS)
     assert terms["consistency"].item() == pytest.approx(total, rel=1e-9)
-    assert not torch.equal(confident(logits[:, :ROWS], LABELS), confident(MDCSLoss(COUNTS).adjust(logits)[:, :ROWS], LABELS))
+    assert not torch.equal(
+        confident(logits[:, :ROWS], LABELS), confident(MDCSLoss(COUNTS).adjust(logits)[:, :ROWS], LABELS)
+    )
     assert terms["consistency"].item() != pytest.approx(MDCSLoss(COUNTS).terms(logits, LABELS)["consistency"].item())
     assert torch.equal(terms["diversity"], MDCSLoss(COUNTS).terms(logits, LABELS)["diversity"])
 
