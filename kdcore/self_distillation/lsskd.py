@@ -32,16 +32,23 @@ of logits over rotations, which is a product of probabilities and no marginal.
 
 $$\log p_\ell(c\mid x)=\log\sum_j\mathrm{softmax}(u_\ell)_{cj},\qquad s_\ell(c)=\sum_ju_{\ell,cj} \tag{7}$$
 
-Two heads, one for the class and one for the rotation, are the special case of additive logits. What no such branch can
-express is the dependence of the two given the image, their mutual information:
+Two heads, one for the class and one for the rotation, are the special case of additive logits. With the marginals as
+its two factors such a branch reaches no less than the sum of their entropies, so what it cannot express is the
+dependence of the two given the image, their mutual information:
 
 $$u_{cj}=a_c+b_j \tag{8}$$
 
-$$I=\sum_{c,j}q(c,j)\log\frac{q(c,j)}{q(c)\,q(j)} \tag{9}$$
+$$-\sum_{c,j}q(c,j)\bigl(\log\hat a_c+\log\hat b_j\bigr)\ge H(q_C)+H(q_J) \tag{9}$$
+
+$$I(C;J\mid x)=H(q_C)+H(q_J)-H(q)=\sum_{c,j}q(c,j)\log\frac{q(c,j)}{q(c)\,q(j)} \tag{10}$$
+
+At a shallow branch labels and deepest branch pull with
+
+$$MB\,\frac{\partial L}{\partial u_\ell}=\bigl(q_\ell^{(1)}-k\bigr)+\lambda_{KL}\,\tau\,(q_\ell-q_L) \tag{11}$$
 
 The parent, HSAKD, has a teacher or a peer $T$ with branches of its own:
 
-$$L_{HSA}=\tau^2\,\mathrm{KL}(p^T\|p)+\tau^2\sum_{\ell=1}^L\mathrm{KL}(q^T_\ell\|q_\ell) \tag{10}$$
+$$L_{HSA}=\tau^2\,\mathrm{KL}(p^T\|p)+\tau^2\sum_{\ell=1}^L\mathrm{KL}(q^T_\ell\|q_\ell) \tag{12}$$
 
 over all $MB$ rows, $p=\mathrm{softmax}(z/\tau)$. Its teacher is trained by $L_{task}+L_{SAD}$, its student by
 $L_{task}+L_{HSA}$ without $L_{SAD}$, and two peers by $L_{task}+L_{SAD}+L_{HSA}$ each.
@@ -294,7 +301,7 @@ def joint_logits(class_logits: Tensor, turn_logits: Tensor) -> Tensor:
 
 
 def joint_information(branch_logits: Tensor) -> Tensor:
-    """Mutual information of class and rotation in each row's joint distribution, equation (9).
+    """Mutual information of class and rotation in each row's joint distribution, equation (10).
 
     Args:
         branch_logits: of one branch, shape (R, 4C).
@@ -324,7 +331,7 @@ def hierarchical_loss(
     teacher_branch_logits: Sequence[Tensor],
     temperature: float = 3.0,
 ) -> Tensor:
-    """The parent's distillation from another network, stage by stage, equation (10).
+    """The parent's distillation from another network, stage by stage, equation (12).
 
     Args:
         logits: main logits of the student, shape (4B, C).
@@ -528,7 +535,7 @@ class LayeredDistillation(Learner):
 
 
 class PeerDistillation(Learner):
-    """HSSAKD, the nearest relative without a teacher: two networks with branches teach each other by equation (10).
+    """HSSAKD, the nearest relative without a teacher: two networks with branches teach each other by equation (12).
 
     Args:
         model: the network to be deployed.
@@ -562,7 +569,7 @@ class PeerDistillation(Learner):
         return self.network.model
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Labels of both networks, (2) and (3), and what they learn from each other, (10)."""
+        """Labels of both networks, (2) and (3), and what they learn from each other, (12)."""
         rows, told = rotations(batch.inputs), joint_labels(batch.labels)
         both = [self.network(rows), self.peer(rows)]
         labels = [task_loss(one.logits, batch.labels) + branch_cross_entropy(one.branch_logits, told) for one in both]

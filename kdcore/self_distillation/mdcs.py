@@ -19,25 +19,25 @@ $$\tilde z^e_c=z^e_c+\log\bigl(n_c^{\lambda_e}+10^{-9}\bigr) \tag{2}$$
 
 $$L_{DL}=\sum_e\frac1{2B}\sum_{v\in\{w,s\}}\sum_i-\log\mathrm{softmax}(\tilde z^e_{v,i})_{y_i} \tag{3}$$
 
-$$c^e_i=\mathbb 1\bigl[\arg\max_c\tilde z^e_{w,i,c}=y_i\bigr] \tag{4}$$
+**What the strengths do.** Where training has found the class frequencies of the training set, the raw logits are those
+of a set in which class $c$ has the frequency $n_c^{1-\lambda_e}$: the experts lean to the head ($n^{1.5}$), to no
+class, and to the tail ($n^{-1.5}$). The mean of the strengths is 1, so the average, which predicts, leans to no class.
+
+$$z^e_c=\log p(x\mid c)+(1-\lambda_e)\log n_c \tag{4}$$
+
+$$z_c=\frac1E\sum_ez^e_c=\log p(x\mid c)+\Bigl(1-\frac1E\sum_e\lambda_e\Bigr)\log n_c \tag{5}$$
+
+Each expert teaches itself, on the images that its weak view has right:
+
+$$c^e_i=\mathbb 1\bigl[\arg\max_c\tilde z^e_{w,i,c}=y_i\bigr] \tag{6}$$
 
 $$L_{CS}=\sum_e\frac1{\sum_ic^e_i}\sum_ic^e_i\,\mathrm{KL}\bigl(\mathrm{softmax}(\tilde z^e_{w,i})\,\|\,
-\mathrm{softmax}(\tilde z^e_{s,i})\bigr) \tag{5}$$
+\mathrm{softmax}(\tilde z^e_{s,i})\bigr) \tag{7}$$
 
-$$L=L_{DL}+w\,\min(t/T,1)\,L_{CS} \tag{6}$$
+$$L=L_{DL}+w\,\min(t/T,1)\,L_{CS} \tag{8}$$
 
-$$z=\frac1E\sum_ez^e \tag{7}$$
-
-In (5) the weak view is a constant, and an expert with nothing right adds 0. In (6), $w=0.6$, $t$ is the time since the
+In (7) the weak view is a constant, and an expert with nothing right adds 0. In (8), $w=0.6$, $t$ is the time since the
 beginning and $T$ the length of the ramp, 20 of 400 epochs. Three experts have $\lambda=(-0.5,1,2.5)$ and $s=30$.
-
-**What the strengths do.** Where training has found the class frequencies of the training set, the raw logits are those
-of a set in which class $c$ has the frequency
-
-$$\pi^e_c\propto n_c^{1-\lambda_e} \tag{8}$$
-
-so that the experts lean to the head ($n^{1.5}$), to no class, and to the tail ($n^{-1.5}$). The mean of the strengths
-is 1: the average (7) leans to no class.
 
 **Conventions.** Counts are not normalised; a common factor cancels in the softmax, apart from the $10^{-9}$. The
 published code counts $t$ in epochs from 1; here it advances with every step. The code holds further losses, centre
@@ -172,7 +172,7 @@ def diversity_loss(adjusted_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def confident(weak_logits: Tensor, labels: Tensor) -> Tensor:
-    """Which images each expert has right in the weak view, equation (4).
+    """Which images each expert has right in the weak view, equation (6).
 
     Args:
         weak_logits: adjusted logits of the weak view, shape (E, B, C).
@@ -194,7 +194,7 @@ def confident(weak_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def consistency_loss(weak_logits: Tensor, strong_logits: Tensor, selected: Tensor) -> Tensor:
-    """Divergence of the strong view from the weak one, mean over the selected images, summed over experts, (5).
+    """Divergence of the strong view from the weak one, mean over the selected images, summed over experts, (7).
 
     Args:
         weak_logits: adjusted logits of the weak view, shape (E, B, C); no gradient flows into them.
@@ -225,7 +225,7 @@ def consistency_loss(weak_logits: Tensor, strong_logits: Tensor, selected: Tenso
 
 
 def ramp_up(elapsed: float, length: float) -> float:
-    """Factor min(t/T, 1) of the self-distillation, equation (6).
+    """Factor min(t/T, 1) of the self-distillation, equation (8).
 
     Args:
         elapsed: t, at least 0, in the unit of `length`.
@@ -246,7 +246,7 @@ def ramp_up(elapsed: float, length: float) -> float:
 
 
 class MDCSLoss(nn.Module):
-    """Diversity loss and consistency self-distillation, equation (6).
+    """Diversity loss and consistency self-distillation, equation (8).
 
     Args:
         class_counts: training images of each class, shape (C,), each at least 1.
@@ -254,8 +254,8 @@ class MDCSLoss(nn.Module):
         weight: w ≥ 0 of the self-distillation.
         instances: "confident" distils the images that the weak view has right; "all" distils every image, the
             ablation of the selection.
-        compared: "adjusted" compares the views' adjusted logits, equation (5); "raw" takes the raw ones in both
-            places, the ablation of the offset there. The selection (4) always looks at adjusted logits.
+        compared: "adjusted" compares the views' adjusted logits, equation (7); "raw" takes the raw ones in both
+            places, the ablation of the offset there. The selection (6) always looks at adjusted logits.
 
     Raises:
         ValueError: as `logit_offsets`, `weight` is negative, or `instances` or `compared` is unknown.
@@ -299,7 +299,7 @@ class MDCSLoss(nn.Module):
         return logits + self.offsets.unsqueeze(1).to(logits.dtype)
 
     def terms(self, expert_logits: Tensor, labels: Tensor, ramp: float = 1.0) -> dict[str, Tensor]:
-        """The two summands of equation (6), weighted.
+        """The two summands of equation (8), weighted.
 
         Args:
             expert_logits: raw logits, shape (E, 2B, C): the weak views of all images, then the strong ones.
@@ -363,7 +363,7 @@ class Experts(nn.Module):
     """Experts that share stem and first stages, each with the later stages and a cosine classifier of its own.
 
     The trunk is that of the first network; the classifiers of all networks are replaced. Called as a module it gives
-    the average of the experts' raw logits, equation (7), which is what predicts.
+    the average of the experts' raw logits, equation (5), which is what predicts.
 
     Args:
         networks: one per expert, of equal architecture.
@@ -410,7 +410,7 @@ class Experts(nn.Module):
 
 
 class DiverseExperts(Learner):
-    """Trains experts on two views of each image, equation (6). Give `fit` its views with ``augment=two_views(…)``.
+    """Trains experts on two views of each image, equation (8). Give `fit` its views with ``augment=two_views(…)``.
 
     Args:
         model: trained; the attribute `model`.
@@ -448,7 +448,7 @@ class DiverseExperts(Learner):
         self._progress = progress
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The weighted terms of (6), of `batch.inputs` (B, 2, channels, H, W), weak view first, and `batch.labels`."""
+        """The weighted terms of (8), of `batch.inputs` (B, 2, channels, H, W), weak view first, and `batch.labels`."""
         if batch.inputs.ndim != 5 or batch.inputs.shape[1] != 2:
             raise ValueError(
                 "inputs must hold two views of each image, of shape (B, 2, channels, H, W), as two_views makes them, "
@@ -529,7 +529,7 @@ def _label_loss(log_probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def _view_loss(weak: Tensor, strong: Tensor, selected: Tensor) -> Tensor:
-    """Equation (5) of log-probabilities (E, B, C); the denominator is raised to 1 where nothing is selected."""
+    """Equation (7) of log-probabilities (E, B, C); the denominator is raised to 1 where nothing is selected."""
     divergence = F.kl_div(strong, weak, reduction="none", log_target=True).sum(dim=2)
     return ((divergence * selected).sum(dim=1) / selected.sum(dim=1).clamp(min=1)).sum()
 

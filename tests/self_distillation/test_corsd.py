@@ -460,6 +460,40 @@ def test_terms_add_up_from_the_stages():
         torch.testing.assert_close(terms[name], wanted, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_logits_are_far_from_the_class_of_the_triplets_other_image():
+    """Anchors and positives are told from the negative's class, negatives from the anchor's, as no other order is."""
+    method, images = learner(logit_weight=0.5).eval(), batch()
+    own, _, other = images.labels.chunk(3)
+    logits = method.model(images.inputs)
+    # A head without batch norm, so that each row can be computed by itself, and class vectors that all differ.
+    method.logit_relation.head = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Sigmoid())
+    method.logit_relation.class_vectors = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.0, 0.4, 0.6]])
+    with torch.no_grad():
+        method.logit_relation.head[0].weight.copy_(torch.tensor([[0.3, -0.2, 0.5, 1.0, -2.0, 0.7]]))
+
+    def term(partners):
+        rows = torch.cat([logits.softmax(dim=1), method.logit_relation.class_vectors[partners]], dim=1)
+        return method.logit_relation.head(rows).squeeze(1)
+
+    wanted = 0.5 * (term(images.labels) - term(torch.cat([other, other, own]))).mean()
+    found = method.losses(images)["logits"]
+    torch.testing.assert_close(found, wanted)
+    wrong = 0.5 * (term(images.labels) - term(torch.cat([other, other, other]))).mean()
+    assert abs(found.item() - wrong.item()) > 1e-3
+
+
+@pytest.mark.parametrize("relation", ["learned", "distance"])
+def test_logit_relation_gives_the_own_class_first(relation):
+    module = LogitRelation(3, relation).eval()
+    if relation == "learned":  # the distance grows with the first entry of the class vector
+        module.head = nn.Sequential(nn.Linear(6, 1, bias=False), nn.Sigmoid())
+        with torch.no_grad():
+            module.head[0].weight.copy_(torch.tensor([[0.0, 0, 0, 1.0, 0, 0]]))
+    logits, labels, others = 5 * torch.eye(3)[[1, 2]], torch.tensor([1, 2]), torch.tensor([0, 0])
+    own, other = module(logits, labels, others)
+    assert bool((own < other).all())
+
+
 @pytest.mark.parametrize("detach", [True, False])
 def test_transfer_reaches_the_deepest_stage_only_as_coded(detach):
     method = learner(detach=detach)

@@ -225,7 +225,7 @@ def test_two_heads_are_additive_joint_logits():
 
 
 def test_what_two_heads_lose_is_the_information():
-    """The best independent heads for a known joint distribution miss its entropy by equation (9)."""
+    """The best independent heads for a known joint distribution miss its entropy by equation (10)."""
     (logits,) = drawn(1, 12)
     joint = logits.softmax(dim=1)
     grid = joint.reshape(3, 4)
@@ -250,6 +250,23 @@ def test_all_branches_end_in_one_shape(model, targets, columns):
     assert layers.logits.shape == (4, 10)
     assert [tuple(one.shape) for one in layers.embeddings] == [(4, model.widths[-1])] * len(model.stages)
     assert [tuple(one.shape) for one in layers.branch_logits] == [(4, columns)] * len(model.stages)
+
+
+@pytest.mark.parametrize(("stages", "read"), [((0, 2), [0, 2]), ((-1,), [2]), ((-2, 2), [1, 2])])
+def test_branches_read_the_maps_of_their_stages(stages, read):
+    network = LayeredNetwork(ConvNet(4, 3), stages).eval()
+    inputs = torch.rand(4, 1, 16, 16)
+    with torch.no_grad():
+        maps, _ = network.model.maps(inputs)
+        layers = network(inputs)
+        assert network.stages == read
+        assert len(layers.branch_logits) == len(read)
+        for branch, stage, embedding, logits in zip(
+            network.branches, read, layers.embeddings, layers.branch_logits, strict=True
+        ):
+            wanted = branch(maps[stage])
+            assert torch.equal(embedding, wanted[0])
+            assert torch.equal(logits, wanted[1])
 
 
 def test_branches_start_afresh():
