@@ -404,12 +404,8 @@ def kept_neighbours(student_nodes: Tensor, teacher_nodes: Tensor, neighbours: in
     """
     if len(student_nodes) != len(teacher_nodes):
         raise ValueError(f"both must have as many nodes, got {len(student_nodes)} and {len(teacher_nodes)}.")
-    squares = [torch.zeros(len(nodes), len(nodes), device=nodes.device) for nodes in (student_nodes, teacher_nodes)]
-    ours, theirs = (
-        square.scatter(1, nearest(nodes, neighbours), 1.0)
-        for square, nodes in zip(squares, (student_nodes, teacher_nodes), strict=True)
-    )
-    return 100 * float((ours * theirs).sum() / theirs.sum())
+    ours, theirs = (nearest(nodes, neighbours) for nodes in (student_nodes, teacher_nodes))
+    return 100 * (ours.unsqueeze(2) == theirs.unsqueeze(1)).any(dim=1).double().mean().item()
 
 
 def cache_teacher(data: Arrays, teacher: nn.Module, layer: str, side: int, batch_size: int = 1024) -> Arrays:
