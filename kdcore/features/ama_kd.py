@@ -39,7 +39,8 @@ which is least for a student map that is constant.
 activation map adaptive module replaces some blocks of the teacher, suitable supervision is sought adaptively during
 training, a hidden layer of the teacher then prompts the student, the data are CIFAR-10. Everything else is a choice
 made here: the form of (1), with $C_s$ channels between its convolutions, the head, (2) with $\rho=0$, the mean and
-the stop in (3), $\lambda$, one backward pass for (4), and the two stages that it is compared with.
+the stop in (3), $\lambda$, one backward pass for (4), no distillation of logits (``kd_weight=0``), and the two stages
+that it is compared with.
 """
 
 from __future__ import annotations
@@ -247,7 +248,11 @@ class MapAdaptation(Learner):
         weight: λ ≥ 0 of the hint.
         task_loss: teach the module by (2). Without it the module stays as it was initialised or, with `mutual`,
             follows the student.
-        soft_weight: ρ ≥ 0 of (2); above 0 the data must carry `teacher_logits`, see `kdcore.training.with_teacher`.
+        soft_weight: ρ ≥ 0 of (2); above 0 teacher logits are needed.
+        kd_weight: of plain distillation of the student's logits, at τ = 4, which is no part of the method; above 0
+            teacher logits are needed.
+        teacher: the whole of it, frozen by this learner; answers where the data carry no `teacher_logits` (see
+            `kdcore.training.with_teacher`), as with augmented images.
         mutual: see `adapted_hint_loss`.
         regressor: between the student's map and (3), trained and thrown away, as in FitNets; none in the method.
         phase: "joint" is the method. "adaptation" trains the module alone, "hint" the student's part up to `stage`
@@ -273,19 +278,23 @@ class MapAdaptation(Learner):
         weight: float = 1.0,
         task_loss: bool = True,
         soft_weight: float = 0.0,
+        kd_weight: float = 0.0,
+        teacher: nn.Module | None = None,
         mutual: bool = False,
         regressor: nn.Module | None = None,
         phase: Phase = "joint",
     ) -> None:
         super().__init__()
-        check_not_negative(weight=weight, soft_weight=soft_weight)
+        check_not_negative(weight=weight, soft_weight=soft_weight, kd_weight=kd_weight)
         check_choice("phase", phase, ("joint", "adaptation", "hint"))
         self.model = student
         self.adapted = adapted
         self.regressor = regressor or nn.Identity()
-        self.frozen = ("adapted",) if phase == "hint" else ("adapted.front",)
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.frozen = ("adapted" if phase == "hint" else "adapted.front", *([] if teacher is None else ["teacher"]))
         self.stage = student.stage_number(stage)
-        self.weight, self.task_loss, self.soft_weight = weight, task_loss, soft_weight
+        self.weight, self.task_loss = weight, task_loss
+        self.soft_weight, self.kd_weight = soft_weight, kd_weight
         self.mutual, self.phase = mutual, phase
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
@@ -293,7 +302,7 @@ class MapAdaptation(Learner):
         terms = {}
         adapted_map, adapted_logits = self.adapted(batch.inputs)
         if self.task_loss and self.phase != "hint":
-            answers = batch.teacher_logits if "teacher_logits" in batch else None
+            answers = self.teacher_logits(batch) if self.soft_weight else None
             terms["adaptation"] = adaptation_loss(adapted_logits, batch.labels, answers, self.soft_weight)
         if self.phase == "adaptation":
             return terms
@@ -301,5 +310,20 @@ class MapAdaptation(Learner):
         check_labels(batch.labels, *logits.shape)
         if self.phase == "joint":
             terms["cross_entropy"] = F.cross_entropy(logits, batch.labels)
+            if self.kd_weight:
+                terms["distillation"] = self.kd_weight * distillation_loss(logits, self.teacher_logits(batch), 4.0)
         terms["hint"] = self.weight * adapted_hint_loss(self.regressor(maps[self.stage]), adapted_map, self.mutual)
         return terms
+
+    def teacher_logits(self, batch: Any) -> Tensor:
+        """The whole teacher's answers (B, K), from the batch where it carries them.
+
+        Raises:
+            ValueError: it carries none, and there is no teacher.
+        """
+        if "teacher_logits" in batch:
+            return batch.teacher_logits
+        if self.teacher is None:
+            raise ValueError("soft_weight or kd_weight above 0 needs a teacher, or data after with_teacher.")
+        with torch.no_grad():
+            return self.teacher(batch.inputs)

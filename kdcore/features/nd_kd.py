@@ -500,7 +500,8 @@ def _batch_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor
     # A product with the indicator matrix is deterministic on a GPU, where scattered sums are not.
     members = F.one_hot(labels, classes).to(features.dtype)
     counts = members.sum(dim=0)
-    return members.T @ features / counts.clamp(min=1).unsqueeze(1), counts
+    with torch.autocast(features.device.type, enabled=False):  # which would multiply in half precision
+        return members.T @ features / counts.clamp(min=1).unsqueeze(1), counts
 
 
 def _directions(means: Tensor, labels: Tensor, features: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def token_graph(nodes: Tensor, neighbours: int, bandwidth: float) -> Tensor:
     """
     _check_nodes(nodes, neighbours)
     check_positive(bandwidth=bandwidth)
-    squared = _squared_distances(at_least_float32(nodes))
+    squared = _squared_distances(nodes)
     index = _nearest(squared.detach(), neighbours)
     weights = (-squared.gather(1, index) / (2 * bandwidth)).exp()
     return torch.zeros_like(squared).scatter(1, index, weights)
@@ -276,7 +276,9 @@ def global_loss(projected_nodes: Tensor, teacher_nodes: Tensor, temperature: flo
     # A cell without any activation has no direction; the floor keeps its gradient from exploding.
     student = F.normalize(at_least_float32(projected_nodes), dim=1, eps=1e-4)
     teacher = F.normalize(at_least_float32(teacher_nodes.detach()), dim=1)
-    return F.cross_entropy(student @ teacher.T / temperature, torch.arange(len(student), device=student.device))
+    with _full_precision(student):
+        cosines = student @ teacher.T
+    return F.cross_entropy(cosines / temperature, torch.arange(len(student), device=student.device))
 
 
 def context(tokens: Tensor) -> Tensor:
@@ -300,7 +302,8 @@ def context(tokens: Tensor) -> Tensor:
         raise ValueError(f"tokens must have shape (B, n, D), got {tuple(tokens.shape)}.")
     check_finite(tokens=tokens)
     tokens = at_least_float32(tokens)
-    return (tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[2])).softmax(dim=2)
+    with _full_precision(tokens):
+        return (tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[2])).softmax(dim=2)
 
 
 def contextual_loss(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:
@@ -369,7 +372,7 @@ def median_bandwidth(tokens: Tensor, rows: int = 1000) -> float:
     if tokens.ndim not in (2, 3) or tokens.numel() == 0:
         raise ValueError(f"tokens must have shape (N, n, D) or (M, D), got {tuple(tokens.shape)}.")
     check_positive(rows=rows)
-    nodes = at_least_float32(tokens.detach()).reshape(-1, tokens.shape[-1])
+    nodes = tokens.detach().reshape(-1, tokens.shape[-1])
     check_finite(tokens=nodes)
     nodes = nodes[:: max(1, -(-len(nodes) // rows))]
     squared = _squared_distances(nodes)
@@ -401,12 +404,8 @@ def kept_neighbours(student_nodes: Tensor, teacher_nodes: Tensor, neighbours: in
     """
     if len(student_nodes) != len(teacher_nodes):
         raise ValueError(f"both must have as many nodes, got {len(student_nodes)} and {len(teacher_nodes)}.")
-    squares = [torch.zeros(len(nodes), len(nodes), device=nodes.device) for nodes in (student_nodes, teacher_nodes)]
-    ours, theirs = (
-        square.scatter(1, nearest(nodes, neighbours), 1.0)
-        for square, nodes in zip(squares, (student_nodes, teacher_nodes), strict=True)
-    )
-    return 100 * float((ours * theirs).sum() / theirs.sum())
+    ours, theirs = (nearest(nodes, neighbours) for nodes in (student_nodes, teacher_nodes))
+    return 100 * (ours.unsqueeze(2) == theirs.unsqueeze(1)).any(dim=1).double().mean().item()
 
 
 def cache_teacher(data: Arrays, teacher: nn.Module, layer: str, side: int, batch_size: int = 1024) -> Arrays:
@@ -552,8 +551,15 @@ class TokenGraphDistillation(Learner):
 
 def _squared_distances(nodes: Tensor) -> Tensor:
     """Squared distances (M, M); their gradient is finite where the distance is 0, which that of cdist is not."""
+    nodes = at_least_float32(nodes)
     squares = nodes.square().sum(dim=1)
-    return (squares.unsqueeze(1) + squares - 2 * nodes @ nodes.T).clamp(min=0)
+    with _full_precision(nodes):
+        return (squares.unsqueeze(1) + squares - 2 * nodes @ nodes.T).clamp(min=0)
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Autocast would compute a product of matrices in half precision even where both are float32."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _nearest(squared: Tensor, neighbours: int) -> Tensor:

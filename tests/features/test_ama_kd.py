@@ -144,7 +144,7 @@ def test_without_a_hint_the_student_learns_from_labels_alone():
     F.cross_entropy(plain.model(batch().inputs), batch().labels).backward()
     assert {name for name in found if name.startswith("model.")} == set(found)
     for name, parameter in plain.model.named_parameters():
-        torch.testing.assert_close(found.get(f"model.{name}", torch.zeros_like(parameter)), parameter.grad)
+        assert torch.equal(found.get(f"model.{name}", torch.zeros_like(parameter)), parameter.grad), name
 
 
 @pytest.mark.parametrize("mutual", [False, True])
@@ -184,6 +184,31 @@ def test_soft_weight_takes_the_logits_that_the_data_carry():
         learner(soft_weight=1.0).losses(batch())
 
 
+@pytest.mark.parametrize("setting", ["soft_weight", "kd_weight"])
+def test_a_frozen_teacher_answers_where_the_data_carry_no_logits(setting):
+    teacher = ConvNet(8)
+    live = learner(**{setting: 1.0}, teacher=teacher).train()
+    cached = learner(**{setting: 1.0}).losses(with_teacher(batch(), teacher))
+    terms = live.eval().losses(batch())
+    assert list(terms) == list(cached)
+    for name, value in learner(**{setting: 1.0}).eval().losses(with_teacher(batch(), teacher)).items():
+        torch.testing.assert_close(terms[name], value)
+    sum(terms.values()).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    before = copy.deepcopy(teacher.state_dict())
+    fit(live, batch(), Budget(steps=2, batch_size=6, lr=0.1), augment=lambda inputs, generator: inputs.flip(3))
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_distillation_of_the_students_logits_is_a_switch_of_its_own():
+    teacher = ConvNet(8)
+    rows = with_teacher(batch(), teacher)
+    terms = learner(kd_weight=0.5).losses(rows)
+    logits = learner().model(rows.inputs)
+    torch.testing.assert_close(terms["distillation"], 0.5 * distillation_loss(logits, rows.teacher_logits, 4.0))
+    assert "distillation" not in learner().losses(rows)
+
+
 def test_the_front_stays_as_it_was_and_only_the_student_is_left():
     trained = learner()
     before = copy.deepcopy(trained.adapted.front.state_dict())
@@ -221,6 +246,35 @@ def test_other_backbones_and_stages_by_negative_number():
 def test_bad_input_is_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# A module that follows the student, equation (6)
+
+
+@given(st.integers(2, 5), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_the_best_module_is_the_mean_of_the_student_given_the_teacher(groups, seed):
+    """Images in groups that the teacher's map cannot tell apart: the variance within them is left, and no less."""
+    generator = torch.Generator().manual_seed(seed)
+    student = torch.randn(groups, 4, 3, 2, 2, dtype=torch.float64, generator=generator)
+    means = student.mean(dim=1, keepdim=True)
+    left = student.var(dim=1, correction=0).mean().item()
+    best = adapted_hint_loss(student.flatten(0, 1), means.expand_as(student).flatten(0, 1))
+    assert best.item() == pytest.approx(left, rel=1e-12)
+    other = means + 0.1 * torch.randn(means.shape, dtype=torch.float64, generator=generator)
+    assert adapted_hint_loss(student.flatten(0, 1), other.expand_as(student).flatten(0, 1)).item() > left
+
+
+def test_a_module_trained_by_a_mutual_hint_alone_finds_that_mean():
+    """Its gradient at the conditional mean is zero: what is left of (6) cannot be learned away."""
+    student = torch.randn(3, 4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    table = torch.zeros(3, 1, 2, 2, 2, dtype=torch.float64, requires_grad=True)  # any function of the group
+    for _ in range(200):
+        loss = adapted_hint_loss(student.flatten(0, 1), table.expand_as(student).flatten(0, 1), mutual=True)
+        (gradient,) = torch.autograd.grad(loss, table)
+        table = (table - 5 * gradient).detach().requires_grad_()
+    torch.testing.assert_close(table.detach(), student.mean(dim=1, keepdim=True))
+    assert loss.item() == pytest.approx(student.var(dim=1, correction=0).mean().item(), rel=1e-9)
 
 
 # What a fixed hint can reach, equation (5)

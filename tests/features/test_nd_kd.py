@@ -110,6 +110,19 @@ def test_running_means_of_everything_are_the_exact_ones(size, seed):
     assert running.counts.tolist() == torch.bincount(labels, minlength=3).tolist()
 
 
+def test_running_means_are_exact_under_autocast():
+    """Autocast would average in half precision, with errors of the order of 1e-3."""
+    features, labels = normal(60, 5).float(), torch.arange(60) % 3
+    running = RunningMeans(3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for rows in torch.arange(60).split(7):
+            running.update(features[rows], labels[rows])
+        exact = class_means(features, labels, 3)
+    wanted = torch.stack([features[labels == label].double().mean(dim=0).float() for label in range(3)])
+    torch.testing.assert_close(exact, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(running.means, wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_running_means_with_a_rate_are_an_exponential_average():
     running = RunningMeans(2, 1, rate=0.25).double()
     for value in (4.0, 8.0, 0.0):
