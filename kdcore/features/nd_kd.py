@@ -75,7 +75,7 @@ from kdcore.checks import (
 from kdcore.data.arrays import Arrays
 from kdcore.foundations.kd import distillation_loss
 from kdcore.models import MLP, StagedNetwork, inference
-from kdcore.precision import at_least_float32
+from kdcore.precision import at_least_float32, full_precision
 from kdcore.training.learners import Learner
 
 __all__ = [
@@ -121,7 +121,7 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """
     _check_features(features=features)
     check_labels(labels, len(features), num_classes)
-    means, counts = _batch_means(at_least_float32(features.detach()), labels, num_classes)
+    means, counts = _batch_means(features.detach(), labels, num_classes)
     if readable(counts) and int(counts.min()) == 0:
         absent = (counts == 0).nonzero().flatten().tolist()
         raise ValueError(f"labels must hold every class, got no sample of {absent} among {len(labels)}.")
@@ -188,6 +188,7 @@ class RunningMeans(nn.Module):
         self.means += share.unsqueeze(1) * (means - self.means)
 
 
+@full_precision
 def mean_cosines(features: Tensor, means: Tensor) -> Tensor:
     """Cosine of each feature with each class mean: the logits of the nearest-mean classifier.
 
@@ -207,7 +208,7 @@ def mean_cosines(features: Tensor, means: Tensor) -> Tensor:
     """
     _check_features(features=features)
     _check_means(means, features.shape[1])
-    return F.normalize(at_least_float32(features), dim=1) @ F.normalize(at_least_float32(means), dim=1).T
+    return F.normalize(features, dim=1) @ F.normalize(means, dim=1).T
 
 
 def nd_loss(student_features: Tensor, teacher_features: Tensor, means: Tensor, labels: Tensor) -> Tensor:
@@ -495,13 +496,13 @@ def with_features(data: Arrays, teacher: StagedNetwork | MLP) -> Arrays:
     return data.with_(teacher_features=features, teacher_logits=logits)
 
 
+@full_precision
 def _batch_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Mean (C, d) and number of samples (C,) of each class; the mean of none is zero."""
     # A product with the indicator matrix is deterministic on a GPU, where scattered sums are not.
     members = F.one_hot(labels, classes).to(features.dtype)
     counts = members.sum(dim=0)
-    with torch.autocast(features.device.type, enabled=False):  # which would multiply in half precision
-        return members.T @ features / counts.clamp(min=1).unsqueeze(1), counts
+    return members.T @ features / counts.clamp(min=1).unsqueeze(1), counts
 
 
 def _directions(means: Tensor, labels: Tensor, features: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ from kdcore.checks import check_choice, check_finite, check_fraction, check_labe
 from kdcore.data.arrays import Arrays
 from kdcore.foundations.kd import distillation_loss
 from kdcore.models import features, to_map, to_tokens
-from kdcore.precision import at_least_float32
+from kdcore.precision import at_least_float32, full_precision
 from kdcore.training.learners import Learner
 from kdcore.training.teachers import predict_layers
 
@@ -247,6 +247,7 @@ def local_loss(
     return F.kl_div(second, first, reduction="batchmean", log_target=True)
 
 
+@full_precision
 def global_loss(projected_nodes: Tensor, teacher_nodes: Tensor, temperature: float) -> Tensor:
     """Each projected node of the student must find its own among the teacher's nodes, equation (4).
 
@@ -274,13 +275,12 @@ def global_loss(projected_nodes: Tensor, teacher_nodes: Tensor, temperature: flo
         )
     check_finite(projected_nodes=projected_nodes, teacher_nodes=teacher_nodes)
     # A cell without any activation has no direction; the floor keeps its gradient from exploding.
-    student = F.normalize(at_least_float32(projected_nodes), dim=1, eps=1e-4)
-    teacher = F.normalize(at_least_float32(teacher_nodes.detach()), dim=1)
-    with _full_precision(student):
-        cosines = student @ teacher.T
-    return F.cross_entropy(cosines / temperature, torch.arange(len(student), device=student.device))
+    student = F.normalize(projected_nodes, dim=1, eps=1e-4)
+    teacher = F.normalize(teacher_nodes.detach(), dim=1)
+    return F.cross_entropy(student @ teacher.T / temperature, torch.arange(len(student), device=student.device))
 
 
+@full_precision
 def context(tokens: Tensor) -> Tensor:
     """How much the tokens of an image attend to each other, S of equation (6).
 
@@ -301,9 +301,7 @@ def context(tokens: Tensor) -> Tensor:
     if tokens.ndim != 3 or tokens.numel() == 0:
         raise ValueError(f"tokens must have shape (B, n, D), got {tuple(tokens.shape)}.")
     check_finite(tokens=tokens)
-    tokens = at_least_float32(tokens)
-    with _full_precision(tokens):
-        return (tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[2])).softmax(dim=2)
+    return (tokens @ tokens.transpose(1, 2) / math.sqrt(tokens.shape[2])).softmax(dim=2)
 
 
 def contextual_loss(student_tokens: Tensor, teacher_tokens: Tensor) -> Tensor:
@@ -549,17 +547,11 @@ class TokenGraphDistillation(Learner):
         return grid_tokens(taken[self.layers[1]], self.side), logits
 
 
+@full_precision
 def _squared_distances(nodes: Tensor) -> Tensor:
     """Squared distances (M, M); their gradient is finite where the distance is 0, which that of cdist is not."""
-    nodes = at_least_float32(nodes)
     squares = nodes.square().sum(dim=1)
-    with _full_precision(nodes):
-        return (squares.unsqueeze(1) + squares - 2 * nodes @ nodes.T).clamp(min=0)
-
-
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    """Autocast would compute a product of matrices in half precision even where both are float32."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    return (squares.unsqueeze(1) + squares - 2 * nodes @ nodes.T).clamp(min=0)
 
 
 def _nearest(squared: Tensor, neighbours: int) -> Tensor:

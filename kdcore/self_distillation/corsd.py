@@ -104,7 +104,7 @@ from kdcore.checks import (
 from kdcore.data.arrays import Arrays
 from kdcore.foundations.kd import soft_cross_entropy
 from kdcore.models.staged import StagedNetwork
-from kdcore.precision import at_least_float32
+from kdcore.precision import at_least_float32, full_precision
 from kdcore.training.learners import Learner
 
 __all__ = [
@@ -372,6 +372,7 @@ def pair_maps(maps: Tensor) -> Tensor:
     return torch.cat([torch.cat([anchors, positives], dim=1), torch.cat([anchors, negatives], dim=1)])
 
 
+@full_precision
 def update_class_vectors(class_vectors: Tensor, probabilities: Tensor, labels: Tensor, momentum: float = 0.9) -> Tensor:
     """Moving average of the probabilities of each class, e of equation (11).
 
