@@ -40,15 +40,17 @@ alone, then frozen; or both are trained at once (`joint`). Logits for use are $z
 $h$ of the mean of $\mathrm{Aug}(S)$. Neither needs the teacher.
 
 **Conventions.** Both softmaxes run over prototypes, not over tokens. (2) and (3) take normalised tokens, (5) raw ones,
-and (6) has no $1/\sqrt d$. Tokens are those of a map, pixel by pixel, or of a transformer; a layer of the teacher with
-another number of positions or another width passes a trained `Projector` first.
+and (6) has no $1/\sqrt d$; a factor on its scores is an option, 1 as published. Tokens are those of a map, pixel by
+pixel, or of a transformer; a layer of the teacher with another number of positions or another width passes a trained
+`Projector` first.
 
 **Paper and code.** The authors published their model (MindSpore), and (1) to (7) follow it to the digit. Its training
 script runs cross-entropy alone, with a placeholder in the teacher's place: (8) is not in it.
 
 **Source status.** Reconstructed: (8), its weights and the two phases. Read from the authors' code: (1) to (7), $K=72$,
 the initial prototypes, which of $S$ and $U$ is augmented when. Mean tokens in place of a class token, projectors on
-the teacher's side, $\mathrm{Aug}(S)$ as a second source of $\hat z$ and prototypes on a sphere are choices made here.
+the teacher's side, $\mathrm{Aug}(S)$ as a second source of $\hat z$, prototypes on a sphere, a sharper attention and
+tokens that are normalised before they are augmented are choices made here.
 """
 
 from __future__ import annotations
@@ -196,18 +198,20 @@ def descriptor_cosine_bound(prototypes: Tensor) -> Tensor:
     return (1 - 2 / prototypes.square().sum(dim=1).clamp(min=1)).mean()
 
 
-def prototype_attention(tokens: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+def prototype_attention(tokens: Tensor, prototypes: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
     """What each token attends to among the prototypes, and what it gets, equation (6); both are encoded already.
 
     Args:
         tokens: Q, shape (B, n, d).
         prototypes: M, shape (K, d).
+        sharpness: factor on the scores, positive; 1 as published.
 
     Returns:
         A (B, n, K), whose rows sum to 1, and the attended prototypes (B, n, d).
 
     Raises:
-        ValueError: `tokens` is no finite floating-point (B, n, d) tensor, or `prototypes` has another width.
+        ValueError: `tokens` is no finite floating-point (B, n, d) tensor, `prototypes` has another width, or
+            `sharpness` is not positive.
 
     Example:
         >>> shares, attended = prototype_attention(torch.zeros(1, 1, 2), torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
@@ -216,7 +220,8 @@ def prototype_attention(tokens: Tensor, prototypes: Tensor) -> tuple[Tensor, Ten
     """
     _check_tokens(tokens=tokens)
     _check_rows("prototypes", prototypes, tokens)
-    shares = at_least_float32(F.linear(tokens, prototypes)).softmax(dim=2).to(prototypes.dtype)
+    check_positive(sharpness=sharpness)
+    shares = (sharpness * at_least_float32(F.linear(tokens, prototypes))).softmax(dim=2).to(prototypes.dtype)
     return shares, shares @ prototypes
 
 
@@ -296,6 +301,9 @@ class PrototypeBank(nn.Module):
             "none": neither, which leaves the fused tokens.
         learned: train the prototypes, or leave them as they are drawn.
         start: "uniform": entries drawn from [0, 1) as in the published code; "sphere": directions of length 1.
+        sharpness: factor on the scores of the attention (6), positive; 1 as published.
+        normalised: bring tokens X to mean 0 and variance 1 before (6) and (7), so that attention and Aug take the
+            teacher's and the student's tokens at one size.
 
     Raises:
         ValueError: no shape, a size is not positive, a shape does not fit a projector, or a choice is unknown.
@@ -315,14 +323,17 @@ class PrototypeBank(nn.Module):
         parts: Parts = "both",
         learned: bool = True,
         start: Start = "uniform",
+        sharpness: float = 1.0,
+        normalised: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(tokens=tokens, width=width, prototypes=prototypes)
+        check_positive(tokens=tokens, width=width, prototypes=prototypes, sharpness=sharpness)
         check_choice("parts", parts, ("both", "descriptor", "augmentation", "none"))
         check_choice("start", start, ("uniform", "sphere"))
         if not shapes:
             raise ValueError("shapes must name at least one layer, got none.")
         self.tokens, self.width = tokens, width
+        self.sharpness, self.normalised = sharpness, normalised
         self.has_descriptor = parts in ("both", "descriptor")
         self.has_augmentation = parts in ("both", "augmentation")
         self.projectors = nn.ModuleList(_to_shape(shape, (tokens, width)) for shape in shapes)
@@ -365,7 +376,7 @@ class PrototypeBank(nn.Module):
 
     def attention(self, tokens: Tensor) -> Tensor:
         """A (B, n, K): the shares of each token's attention that go to the prototypes, equation (6)."""
-        return prototype_attention(self.encoder(tokens), self.encoder(self.prototypes))[0]
+        return self._attend(self.encoder(self._sized(tokens)))[0]
 
     def augment(self, tokens: Tensor) -> Tensor:
         """Aug of any tokens (B, n, d), equation (7).
@@ -376,13 +387,20 @@ class PrototypeBank(nn.Module):
         self._check_own("tokens", tokens)
         if not self.has_augmentation:
             return tokens
+        tokens = self._sized(tokens)
         queries = self.encoder(tokens)
-        _, attended = prototype_attention(queries, self.encoder(self.prototypes))
+        _, attended = self._attend(queries)
         return (self.augmentation(torch.cat([queries, attended], dim=2)) + tokens).relu()
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
         """Aug(U) (B, n, d) of the teacher's layers."""
         return self.augment(self.enrich(self.fuse(layers)))
+
+    def _sized(self, tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens, tokens.shape[2:]) if self.normalised else tokens
+
+    def _attend(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        return prototype_attention(queries, self.encoder(self.prototypes), self.sharpness)
 
     def _check_own(self, name: str, tokens: Tensor) -> None:
         _check_tokens(**{name: tokens})
@@ -437,6 +455,7 @@ class PrototypeDistillation(Learner):
         logit_weight: λ_KL ≥ 0.
         route: whose augmented tokens give ẑ: the "teacher"'s, as in the published forward pass, or the "student"'s.
         joint: train the bank along with the student.
+        augmented_weight: of CE(ẑ, y), at least 0; 1 in equation (8).
 
     Raises:
         ValueError: a weight is negative or not finite, `route` is unknown, or the student has no such head; on a
@@ -465,9 +484,10 @@ class PrototypeDistillation(Learner):
         logit_weight: float = 1.0,
         route: Route = "teacher",
         joint: bool = False,
+        augmented_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        check_not_negative(feature_weight=feature_weight, logit_weight=logit_weight)
+        check_not_negative(feature_weight=feature_weight, logit_weight=logit_weight, augmented_weight=augmented_weight)
         check_choice("route", route, ("teacher", "student"))
         check_choice("head", head, [name for name, _ in student.named_modules() if name])
         self.model = student
@@ -480,16 +500,17 @@ class PrototypeDistillation(Learner):
         self.logit_weight = logit_weight
         self.route = route
         self.joint = joint
+        self.augmented_weight = augmented_weight
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of equation (8); those of weight 0 are left out."""
         tokens, logits = self.student_tokens(batch.inputs)
         augmented, target = self.bank.augment(tokens), self.augmented_teacher(batch)
         augmented_logits = self._head(target if self.route == "teacher" else augmented)
-        terms = {
-            "cross_entropy": _cross_entropy(logits, batch.labels),
-            "augmented_cross_entropy": F.cross_entropy(augmented_logits, batch.labels),
-        }
+        terms = {"cross_entropy": _cross_entropy(logits, batch.labels)}
+        if self.augmented_weight:
+            augmented_cross_entropy = F.cross_entropy(augmented_logits, batch.labels)
+            terms["augmented_cross_entropy"] = self.augmented_weight * augmented_cross_entropy
         if self.feature_weight:
             terms["feature"] = self.feature_weight * feature_loss(augmented, target)
         if self.logit_weight:

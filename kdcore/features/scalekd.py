@@ -46,8 +46,11 @@ gradient passes through $\mathcal T_4$ and through the queries $Z_j$; the teache
 **Paper and code.** In the code the queries of (7) are used wherever they are passed, even where the configuration asks
 for learned ones; this is followed. Its teacher is set to evaluation mode once, and a later ``train()`` switches its
 random depth on again, in $\mathcal T_4$ and in the targets; here the teacher stays in evaluation mode. Some
-configurations drop (8) or the second view; weights of 0 do that here. Teacher and student may be any `StagedNetwork`,
-so that (7) can be tried with a convolutional teacher too.
+configurations drop (8), or the second view at stage 4 alone, and have other numbers of heads at the two stages; weights
+of 0 do that here, and weights and heads may be pairs. The gradient of (4) with respect to $Y$ has the factor
+$1/\lVert Y\rVert$, in the second view $1/\lVert\Psi(Y)\rVert$: where $Y$ is constant up to rounding the published code
+divides by $10^{-12}$, and here there is no gradient. Teacher and student may be any `StagedNetwork`, so that (7) can be
+tried with a convolutional teacher too.
 
 **Source status.** Losses, projector, forward pass and configurations read from the authors' code, the paper only
 through its abstract and README; the names of symbols are from memory.
@@ -96,6 +99,9 @@ __all__ = [
 ]
 
 
+_VIEWS = ("original", "alternative")
+
+
 def unit_channels(features: Tensor) -> Tensor:
     """Each position's vector of channels at length 1, as equation (4) compares them.
 
@@ -103,7 +109,7 @@ def unit_channels(features: Tensor) -> Tensor:
         features: shape (B, C, H, W).
 
     Returns:
-        Shape (B, C, H, W), at least float32; a vector of zeros stays zero.
+        Shape (B, C, H, W), at least float32; a vector of zeros stays zero and gets no gradient.
 
     Raises:
         ValueError: `features` is not a finite floating-point (B, C, H, W) tensor, or is empty.
@@ -114,7 +120,9 @@ def unit_channels(features: Tensor) -> Tensor:
         tensor([0.6000, 0.8000])
     """
     check_maps(features=features)
-    return F.normalize(at_least_float32(features), dim=1, eps=1e-12)
+    features = at_least_float32(features)
+    present = features.detach().norm(dim=1, keepdim=True) > 1e-12
+    return torch.where(present, F.normalize(features, dim=1, eps=1e-12), 0.0)
 
 
 def view_distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -147,7 +155,8 @@ def alternative_view(features: Tensor) -> Tensor:
         features: shape (B, C, H, W) with more than one position.
 
     Returns:
-        Shape (B, C, H, W); each channel of each sample has mean 0.
+        Shape (B, C, H, W), at least float32; each channel of each sample has mean 0. A position at which the map
+        equals its mean up to rounding has zeros, so that `view_distance` takes no direction from rounding errors.
 
     Raises:
         ValueError: `features` is not a finite floating-point (B, C, H, W) tensor, is empty, or has a single position,
@@ -161,7 +170,11 @@ def alternative_view(features: Tensor) -> Tensor:
     check_maps(features=features)
     if features.shape[2:].numel() < 2:
         raise ValueError(f"features must have more than one position, got shape {tuple(features.shape)}.")
-    return features - features.mean(dim=(2, 3), keepdim=True)
+    features = at_least_float32(features)
+    rest = features - features.mean(dim=(2, 3), keepdim=True)
+    length, whole = (one.detach().square().sum(dim=1, keepdim=True).sqrt() for one in (rest, features))
+    rounding = 4 * torch.finfo(features.dtype).eps * whole.amax(dim=(2, 3), keepdim=True)
+    return torch.where(length > rounding, rest, 0.0)
 
 
 def constant_share(features: Tensor) -> Tensor:
@@ -338,20 +351,22 @@ class ScaleDistillation(Learner):
         student: trained; the attribute `model`. Its last two maps are used.
         teacher: frozen by this learner; its last stage is 𝒯₄.
         inputs: images (N, channels, H, W), of which one is run through both networks to learn the shapes of maps.
-        original_weight: α₁ ≥ 0 of the plain view.
-        alternative_weight: α₂ ≥ 0 of the view without constant part; a view of weight 0 has no projector.
+        original_weight: α₁ ≥ 0 of the plain view; a pair gives V(Z₁, Z₂) and V(Y₁, Y₂) weights of their own.
+        alternative_weight: α₂ ≥ 0 of the view without constant part, or a pair. A view whose weight for Y is 0 has no
+            projector of the last map.
         soft_weight: λ in [0, 1].
         temperature: τ > 0 of the soft term.
         projector: "attention", or "convolution": one 1×1 convolution after average pooling, which takes no queries
             and so goes without `perception`.
         perception: send the earlier map through the teacher's last stage, equation (7). Without, the term
             V(Z₁, Z₂) is missing and the queries are learned.
-        heads: of the projectors; divides the channels of the teacher's last two maps.
+        linked: with `perception`, ask the last map with Z; else with learned queries.
+        heads: of the projectors, or a pair for the earlier and the last map; divides the channels of the teacher's.
         sharpness: γ > 0 of the attention.
         projector_rate: learning rate of the projectors in units of the student's, positive.
 
     Raises:
-        ValueError: a weight is out of range, both views have weight 0, `projector` is unknown or "convolution" with
+        ValueError: a weight is out of range, all views have weight 0, `projector` is unknown or "convolution" with
             `perception`, a network has fewer than two stages, `heads` does not divide the channels, or the
             teacher's last map has a single position while the view without constant part has a weight.
 
@@ -373,44 +388,48 @@ class ScaleDistillation(Learner):
         teacher: StagedNetwork,
         inputs: Tensor,
         *,
-        original_weight: float = 0.08,
-        alternative_weight: float = 0.06,
+        original_weight: float | tuple[float, float] = 0.08,
+        alternative_weight: float | tuple[float, float] = 0.06,
         soft_weight: float = 0.5,
         temperature: float = 1.0,
         projector: Literal["attention", "convolution"] = "attention",
         perception: bool = True,
-        heads: int = 4,
+        linked: bool = True,
+        heads: int | tuple[int, int] = 4,
         sharpness: float = 5.0,
         projector_rate: float = 1.0,
     ) -> None:
         super().__init__()
-        check_not_negative(original_weight=original_weight, alternative_weight=alternative_weight)
         check_fraction(soft_weight=soft_weight)
         check_positive(temperature=temperature, projector_rate=projector_rate)
         check_choice("projector", projector, ("attention", "convolution"))
         if perception and projector == "convolution":
             raise ValueError("perception needs projector='attention', as its outcome is the attention's query.")
-        weights = {"original": original_weight, "alternative": alternative_weight}
-        self.weights = {view: weight for view, weight in weights.items() if weight}
-        if not self.weights:
-            raise ValueError("original_weight or alternative_weight must be positive, got 0.0 for both.")
+        self.early_weights, self.weights = _weights_of_views(original_weight, alternative_weight, perception)
         self.model = student
         self.teacher = teacher.requires_grad_(False).eval()
-        self.soft_weight, self.temperature, self.perception = soft_weight, temperature, perception
+        self.soft_weight, self.temperature = soft_weight, temperature
+        self.perception, self.linked = perception, perception and linked
         self.projector_rate = projector_rate
         early, late = _last_shapes("student", student, inputs)
         teacher_early, teacher_late = _last_shapes("teacher", teacher, inputs)
-        if alternative_weight and math.prod(teacher_late[1:]) < 2:
+        if math.prod(teacher_late[1:]) < 2 and any("alternative" in one for one in (self.early_weights, self.weights)):
             raise ValueError(f"alternative_weight must be 0 for a teacher's map {teacher_late} of a single position.")
-
-        def projectors(source: tuple[int, ...], target: tuple[int, ...], learned: bool) -> nn.ModuleDict:
-            if projector == "convolution":
-                return nn.ModuleDict({view: Projector(source, target) for view in self.weights})
-            built = [CrossAttentionProjector(source, target, heads, sharpness, learned) for _ in self.weights]
-            return nn.ModuleDict(dict(zip(self.weights, built, strict=True)))
-
-        self.late = projectors(late, teacher_late, learned=not perception)
-        self.early = projectors(early, teacher_early, learned=True) if perception else nn.ModuleDict()
+        early_heads, late_heads = _pair(heads)
+        learned = not self.linked
+        self.late = nn.ModuleDict(
+            {
+                view: Projector(late, teacher_late)
+                if projector == "convolution"
+                else CrossAttentionProjector(late, teacher_late, late_heads, sharpness, learned)
+                for view in self.weights
+            }
+        )
+        # A view without a loss of its own at the earlier stage may still ask the questions of the last one.
+        asking = [view for view in _VIEWS if view in self.early_weights or (self.linked and view in self.weights)]
+        self.early = nn.ModuleDict(
+            {view: CrossAttentionProjector(early, teacher_early, early_heads, sharpness) for view in asking}
+        )
 
     def parameter_groups(self) -> list[dict]:
         """The student's parameters, and the projectors' at their own rate."""
@@ -426,7 +445,7 @@ class ScaleDistillation(Learner):
         Returns:
             The maps by name of the view, "original" and "alternative"; empty without `perception`.
         """
-        if not self.perception:
+        if not self.early:
             return {}
         projected = torch.cat([projector(early_map) for projector in self.early.values()])
         # Its normalisation is per token, so that both views may pass the frozen stage in one batch.
@@ -443,7 +462,7 @@ class ScaleDistillation(Learner):
             Two dictionaries of maps (B, C_t, H, W).
         """
         perceived = self.perceive(maps[-2])
-        queries = {view: (perceived[view],) if perceived else () for view in self.late}
+        queries = {view: (perceived[view],) if self.linked else () for view in self.late}
         return perceived, {view: projector(maps[-1], *queries[view]) for view, projector in self.late.items()}
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
@@ -461,9 +480,9 @@ class ScaleDistillation(Learner):
             soft = soft_cross_entropy(logits, targets, self.temperature)
             terms["soft"] = self.soft_weight * self.temperature**2 * soft
         perceived, projected = self.project(maps)
-        for prefix, found in (("perceived ", perceived), ("", projected)):
-            for view, features in found.items():
-                terms[prefix + view] = self.weights[view] * _distance_in_view(view, features, teacher_map)
+        for prefix, weights, found in (("perceived ", self.early_weights, perceived), ("", self.weights, projected)):
+            for view, weight in weights.items():
+                terms[prefix + view] = weight * _distance_in_view(view, found[view], teacher_map)
         return terms
 
     def _taught(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -627,6 +646,24 @@ def _last_shapes(name: str, network: StagedNetwork, inputs: Tensor) -> list[tupl
     if len(maps) < 2:
         raise ValueError(f"the {name} must have at least two stages, got {len(maps)}.")
     return [tuple(features.shape[1:]) for features in maps[-2:]]
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """What belongs to the earlier and to the last stage, from one value for both or a pair."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _weights_of_views(original: Any, alternative: Any, perception: bool) -> tuple[dict[str, float], dict[str, float]]:
+    """Positive weights by view of V(Z₁, Z₂), none without `perception`, and of V(Y₁, Y₂)."""
+    pairs = dict(zip(_VIEWS, (_pair(original), _pair(alternative)), strict=True))
+    for view, pair in pairs.items():
+        for weight in pair:
+            check_not_negative(**{f"{view}_weight": weight})
+    early, late = ({view: float(pair[stage]) for view, pair in pairs.items() if pair[stage]} for stage in (0, 1))
+    early = early if perception else {}
+    if not early and not late:
+        raise ValueError(f"original_weight or alternative_weight must be positive, got {original} and {alternative}.")
+    return early, late
 
 
 def _distance_in_view(view: str, features: Tensor, teacher_map: Tensor) -> Tensor:

@@ -229,6 +229,25 @@ def test_fresh_attention_hardly_chooses():
     torch.testing.assert_close(ratio, torch.full_like(ratio, 1 / (3 * math.sqrt(6))), rtol=0.15, atol=0)
 
 
+def test_sharpness_is_a_factor_on_the_scores():
+    tokens, prototypes = random_tokens(2, 5, 6), random_tokens(4, 6, seed=1)
+    shares, attended = prototype_attention(tokens, prototypes, sharpness=3.0)
+    torch.testing.assert_close(shares, prototype_attention(3 * tokens, prototypes)[0])
+    torch.testing.assert_close(attended, shares @ prototypes)
+    hard, _ = prototype_attention(tokens, prototypes, sharpness=1e6)
+    best = F.one_hot((tokens @ prototypes.T).argmax(dim=2), 4).double()
+    torch.testing.assert_close(hard, best)
+    bank, sharp = bank_of(), bank_of(sharpness=3.0)  # the same weights
+    torch.testing.assert_close(
+        sharp.attention(tokens), prototype_attention(3 * bank.encoder(tokens), bank.encoder(bank.prototypes))[0]
+    )
+    assert not torch.allclose(sharp.augment(tokens), bank.augment(tokens))
+    with torch.no_grad():  # augmentation attends as `attention` says
+        queries = bank.encoder(tokens)
+        mixed = bank.augmentation(torch.cat([queries, sharp.attention(tokens) @ bank.encoder(bank.prototypes)], dim=2))
+    torch.testing.assert_close(sharp.augment(tokens), (mixed + tokens).relu())
+
+
 def test_augmentation_without_mixing_is_relu():
     bank, tokens = bank_of(), random_tokens(2, 5, 6)
     with torch.no_grad():
@@ -308,6 +327,15 @@ def test_teacher_tokens_are_a_constant():
     torch.testing.assert_close(loss, (student - teacher).square().sum() / 24)
 
 
+def test_normalised_tokens_have_no_size():
+    bank, tokens = bank_of(normalised=True), random_tokens(2, 5, 6)
+    torch.testing.assert_close(bank.augment(100 * tokens + 7), bank.augment(tokens), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(bank.attention(100 * tokens + 7), bank.attention(tokens), rtol=1e-3, atol=1e-4)
+    plain = bank_of()  # the same weights
+    torch.testing.assert_close(bank.augment(tokens), plain.augment(F.layer_norm(tokens, (6,))))
+    torch.testing.assert_close(bank.attention(tokens), plain.attention(F.layer_norm(tokens, (6,))))
+
+
 def test_shares_of_zeros_and_of_variance():
     assert zero_share(torch.tensor([[[0.0, 1.0, 0.0, -2.0]]])) == 50
     values = random_tokens(30, 4)
@@ -370,6 +398,13 @@ def test_weight_zero_leaves_a_term_out():
         "divergence",
     ]
     assert "divergence" not in distillation(logit_weight=0.0).losses(random_batch())
+    off = {"feature_weight": 0.0, "logit_weight": 0.0, "augmented_weight": 0.0}
+    learner, batch = distillation(**off), random_batch()
+    terms = learner.losses(batch)
+    assert list(terms) == ["cross_entropy"]  # labels alone
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(learner.model(batch.inputs), batch.labels))
+    whole, half = (distillation(augmented_weight=weight).losses(batch) for weight in (1.0, 0.5))
+    torch.testing.assert_close(half["augmented_cross_entropy"], whole["augmented_cross_entropy"] / 2)
 
 
 def test_inference_needs_no_teacher(monkeypatch):
@@ -485,6 +520,7 @@ def test_mimicry_copies_the_projected_tokens():
             r"assignment must have shape \(2, 3, 5\), got \(2, 3, 6\)",
         ),
         (lambda: stacked_residuals(torch.zeros(2, 3)), "residuals must have shape"),
+        (lambda: prototype_attention(torch.zeros(2, 3, 4), torch.ones(2, 4), 0.0), "sharpness must be a positive"),
         (lambda: descriptor_cosine_bound(torch.zeros(3)), r"prototypes must have shape \(K, d\)"),
         (
             lambda: feature_loss(torch.zeros(2, 3, 4), torch.zeros(2, 4, 4)),
@@ -509,6 +545,7 @@ def test_functions_refuse_what_does_not_fit(call, message):
         ({"shapes": [(6, 2, 2)]}, "target must have at most the source's"),
         ({"parts": "all"}, "parts must be one of"),
         ({"start": "normal"}, "start must be one of 'uniform', 'sphere'"),
+        ({"sharpness": -1.0}, "sharpness must be a positive number"),
     ],
 )
 def test_bank_refuses_what_does_not_fit(arguments, message):
@@ -531,6 +568,7 @@ def test_bank_refuses_other_tokens():
     [
         ({"feature_weight": -1.0}, "feature_weight must be a number of at least 0"),
         ({"logit_weight": math.inf}, "logit_weight must be a number of at least 0"),
+        ({"augmented_weight": -0.5}, "augmented_weight must be a number of at least 0"),
         ({"route": "both"}, "route must be one of 'teacher', 'student'"),
         ({"head": "classifer"}, "head must be one of .* Did you mean 'classifier'"),
     ],
@@ -584,6 +622,8 @@ def test_both_phases_learn_what_holds_for_unseen_images():
             distance = feature_loss(bank.augment(learner.student_tokens(test.inputs)[0]), test.augmented)
         return accuracy(predict(learner.model, test.inputs), test.labels), float(distance)
 
-    (_, apart), (right, near) = trained(weight=0.0), trained(weight=10.0)
+    before = accuracy(predict(student, test.inputs), test.labels)  # the first phase has trained its head alone
+    (without, apart), (right, near) = trained(weight=0.0), trained(weight=10.0)
     assert near < apart / 3
+    assert min(right, without) > before + 20
     assert right > 70

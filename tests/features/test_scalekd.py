@@ -51,11 +51,11 @@ def soft_labels(student, teacher, temperature):
     return temperature**2 * soft_cross_entropy(student, soften(teacher, temperature), temperature)
 
 
-def learner_and_batch(**options):
+def learner_and_batch(stage_heads=2, **options):
     student, teacher = networks()
     inputs = random_map(6, 1, 8, 8, dtype=torch.float32)
     with seeded(1):
-        learner = ScaleDistillation(student, teacher, inputs, heads=2, **options)
+        learner = ScaleDistillation(student, teacher, inputs, heads=stage_heads, **options)
     return learner, Arrays(inputs=inputs, labels=torch.arange(6))
 
 
@@ -212,6 +212,25 @@ def test_distance_pulls_across_a_vector_and_less_on_a_longer_one():
     torch.testing.assert_close(10 * gradient(10 * student), gradient(student))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_constant_map_gets_no_gradient_from_the_view_without_constant_part(dtype):
+    """Its direction is nothing but rounding, and a gradient of that over its length would be as large as can be."""
+    constant = random_map(2, 5, 1, 1, dtype=torch.float32).expand(2, 5, 3, 3).to(dtype)
+    teacher = random_map(2, 5, 3, 3, seed=1, dtype=torch.float32).to(dtype)
+    student = constant.clone().requires_grad_()
+    loss = view_distance(alternative_view(student), alternative_view(teacher))
+    loss.backward()
+    assert loss.item() == pytest.approx(9, rel=1e-3)  # HW: a zero vector against unit vectors
+    assert student.grad.abs().max().item() == 0
+    zero = torch.zeros(2, 5, 3, 3, dtype=dtype, requires_grad=True)
+    view_distance(zero, teacher).backward()
+    assert zero.grad.abs().max().item() == 0
+    # One step above rounding the rest has a direction, exact to the digits that it has left.
+    if dtype == torch.float32:
+        small = constant + 1e3 * torch.finfo(dtype).eps * teacher
+        assert view_distance(alternative_view(small), alternative_view(teacher)).item() < 0.05
+
+
 def test_half_precision_is_normalised_in_float32():
     student, teacher = random_map(2, 3, 5, 2, 2).mul(300).half()
     found, wanted = view_distance(student, teacher), view_distance(student.double(), teacher.double())
@@ -298,6 +317,39 @@ def test_views_have_projectors_of_their_own():
     assert "alternative" not in only.losses(batch)
 
 
+def test_weights_and_heads_by_stage():
+    """The published configuration for Swin-S: no second view at stage 4 alone, other numbers of heads."""
+    learner, batch = learner_and_batch(alternative_weight=(0.06, 0.0), stage_heads=(4, 2))
+    assert list(learner.late) == ["original"]
+    assert list(learner.early) == ["original", "alternative"]
+    assert {part.heads for part in learner.early.values()} == {4}
+    assert {part.heads for part in learner.late.values()} == {2}
+    terms = learner.losses(batch)
+    assert "alternative" not in terms
+    assert {"perceived alternative", "perceived original", "original"} < terms.keys()
+    same, _ = learner_and_batch(original_weight=(0.3, 0.3), alternative_weight=(0.2, 0.2))
+    number, _ = learner_and_batch(original_weight=0.3, alternative_weight=0.2)
+    wanted = number.losses(batch)
+    assert same.losses(batch).keys() == wanted.keys()
+    for name, term in same.losses(batch).items():
+        torch.testing.assert_close(term, wanted[name])
+
+
+def test_perception_comes_apart_into_its_loss_and_its_query():
+    query, batch = learner_and_batch(original_weight=(0.0, 0.3), alternative_weight=(0.0, 0.2))
+    assert {"original", "alternative"} < query.losses(batch).keys()
+    assert not any(name.startswith("perceived") for name in query.losses(batch))
+    assert all(one.queries is None for one in query.late.values())
+    loss, _ = learner_and_batch(linked=False)
+    assert {"perceived original", "perceived alternative"} < loss.losses(batch).keys()
+    assert all(one.queries is not None for one in loss.late.values())
+    loss.eval()
+    maps, _ = loss.model.maps(batch.inputs)
+    torch.testing.assert_close(loss.project(maps)[1]["original"], loss.late["original"](maps[-1]))
+    early, _ = learner_and_batch(original_weight=(0.3, 0.0), alternative_weight=0.0)
+    assert list(early.losses(batch)) == ["cross_entropy", "soft", "perceived original"]
+
+
 def test_gradient_reaches_the_earlier_stage_through_the_query_and_never_the_teacher():
     learner, batch = learner_and_batch()
     learner.train()
@@ -351,10 +403,11 @@ def test_students_of_every_family(mixing, merge):
     assert maps[-1].shape == ((4, 8, 2, 2) if merge else (4, 8, 4, 4))
     torch.testing.assert_close(student(batch.inputs), logits)
     torch.testing.assert_close(student.tail(0)(maps[0]), logits)
-    terms = ScaleDistillation(student, teacher, batch.inputs, heads=2).losses(batch)
-    assert all(torch.isfinite(term) for term in terms.values())
-    # Nothing is added to the student.
-    assert not any("projector" in name or "teacher" in name for name, _ in student.named_parameters())
+    keys = student.state_dict().keys()
+    learner = ScaleDistillation(student, teacher, batch.inputs, heads=2)
+    fit(learner, batch, Budget(steps=1, batch_size=4))
+    assert all(torch.isfinite(term) for term in learner.losses(batch).values())
+    assert learner.model.state_dict().keys() == keys  # nothing is added to the student
 
 
 def test_tokens_are_rows_first():
@@ -394,6 +447,8 @@ IMAGES = torch.zeros(2, 1, 8, 8)
         ),
         (lambda: learner_and_batch(original_weight=0.0, alternative_weight=0.0), "must be positive"),
         (lambda: learner_and_batch(original_weight=-1.0), "original_weight"),
+        (lambda: learner_and_batch(alternative_weight=(0.1, -1.0)), "alternative_weight"),
+        (lambda: learner_and_batch(original_weight=(0.1, 0.0), alternative_weight=0.0, perception=False), "positive"),
         (lambda: learner_and_batch(soft_weight=1.5), "soft_weight"),
         (lambda: learner_and_batch(projector="convolution"), "perception needs"),
         (

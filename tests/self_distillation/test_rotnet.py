@@ -22,6 +22,7 @@ from kdcore.self_distillation.rotnet import (
     loss_floor,
     nearest_neighbours,
     network_in_network,
+    nonlinear_classifier,
     pool_to_grid,
     rotate,
     rotated_batch,
@@ -234,6 +235,18 @@ def test_neighbours_agree_with_scikit_learn():
     oracle = NearestNeighbors(n_neighbors=5, metric="cosine").fit((gallery.flatten(1) - mean).numpy())
     expected = oracle.kneighbors((queries.flatten(1) - mean).numpy(), return_distance=False)
     assert found.tolist() == expected.tolist()
+
+
+def test_nonlinear_classifier_has_the_published_shape():
+    classifier = nonlinear_classifier((192, 8, 8))
+    kinds = [nn.Flatten, *2 * [nn.Linear, nn.BatchNorm1d, nn.ReLU], nn.Linear]
+    assert [type(layer) for layer in classifier] == kinds
+    linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(12288, 200), (200, 200), (200, 10)]
+    assert nonlinear_classifier((1, 2, 2), num_classes=100)[1].out_features == 2000
+    assert nonlinear_classifier((1, 2, 2), num_classes=1000)[1].out_features == 2048
+    with pytest.raises(ValueError, match=r"features\[1\] must be a positive number, got 0"):
+        nonlinear_classifier((3, 0, 2))
 
 
 def test_network_in_network_has_the_published_shape():
