@@ -74,9 +74,9 @@ def scores(
 
 
 def differences(table: pd.DataFrame, reference: str, label: str, *, axes: Axes | None = None) -> Figure:
-    """Paired differences from a reference with their 95 % intervals, the largest at the top.
+    """Paired differences from a reference, the largest at the top; from 3 pairs on, with their 95 % intervals.
 
-    Intervals above zero are green, those below it red, those that hold zero grey.
+    Intervals above zero are green, those below it red, those that hold zero grey, as is what has none.
 
     Args:
         table: as `study.paired_differences` returns.
@@ -85,15 +85,17 @@ def differences(table: pd.DataFrame, reference: str, label: str, *, axes: Axes |
         axes: panel to draw in; a new figure if left out.
 
     Example:
-        >>> table = pd.DataFrame({"arm": ["DHKD"], "difference": [2.0], "low": [0.5], "high": [3.5]})
+        >>> table = pd.DataFrame({"arm": ["DHKD"], "difference": [2.0], "low": [0.5], "high": [3.5], "pairs": [5]})
         >>> differences(table, "KD", "accuracy (points)").axes[0].get_xlabel()
         'accuracy (points), difference from KD'
     """
     if axes is None:
         _, (axes,) = figure(height=0.9 + 0.4 * len(table))
     for place, row in enumerate(table.to_dict("records")):
-        colour = VERDICT_COLOURS[verdict_of(row["low"], row["high"])]
-        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
+        known = row["pairs"] > 2  # the interval of two says nothing but that they are two
+        colour = VERDICT_COLOURS[verdict_of(row["low"], row["high"]) if known else "undecided"]
+        if known:
+            axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
         axes.scatter([row["difference"]], [place], s=60, color=colour, edgecolor="white", zorder=3)
         axes.annotate(
             signed(row["difference"]),
@@ -156,9 +158,13 @@ def curves(
 def _name_lines(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
     """Write each line's name at its end, moved apart where ends are close."""
     low, high = axes.get_ylim()
-    gap, place = 0.07 * (high - low), -np.inf
-    for name, colour, x, y in sorted(ends, key=lambda end: end[3]):
-        place = max(y, place + gap)
+    gap, ends = 0.07 * (high - low), sorted(ends, key=lambda end: end[3])
+    places = np.array([y for *_, y in ends])
+    for above in range(1, len(places)):
+        places[above] = max(places[above], places[above - 1] + gap)
+    for from_top in range(len(places)):  # back into the panel, where many end near its upper edge
+        places[-1 - from_top] = min(places[-1 - from_top], high - (from_top + 0.5) * gap)
+    for place, (name, colour, x, y) in zip(places, ends, strict=True):
         axes.annotate(
             name, (x, y), (6, (place - y) / (high - low) * axes.bbox.height * 72 / axes.figure.dpi),
             textcoords="offset points", color=colour, fontsize=9, va="center", annotation_clip=False,

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -225,10 +226,29 @@ def test_lines_are_told_apart_without_colour():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
+def test_a_difference_of_two_seeds_has_no_interval():
+    table = pd.DataFrame(
+        [("A", 2.0, -40.0, 44.0, 2), ("B", 1.0, 0.5, 1.5, 3)], columns=["arm", "difference", "low", "high", "pairs"]
+    )
+    (axes,) = show.differences(table, "KD", "accuracy (points)").axes
+    intervals = [line for line in axes.get_lines() if len(set(line.get_ydata())) == 1]
+    assert [list(line.get_xdata()) for line in intervals] == [[0.5, 1.5]]
+
+
+def test_names_of_lines_that_end_at_one_height_stay_in_the_panel_and_apart():
+    frame = pd.DataFrame([{"arm": f"arm {k}", "x": x, "y": 90 * x + 0.1 * k} for k in range(8) for x in (0, 1)])
+    (axes,) = show.curves(frame, "x", "y", {f"arm {k}": "#0072B2" for k in range(8)}).axes
+    axes.figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 8
+    assert boxes[-1].y1 <= axes.bbox.y1 + 1
+    assert all(after.y0 >= before.y0 + 10 for before, after in pairwise(boxes))
+
+
 def test_differences_are_coloured_by_the_side_of_zero_they_lie_on():
     table = pd.DataFrame(
-        [("A", 2.0, 1.0, 3.0), ("B", 0.1, -1.0, 1.2), ("C", -2.0, -3.0, -1.0)],
-        columns=["arm", "difference", "low", "high"],
+        [("A", 2.0, 1.0, 3.0, 5), ("B", 0.1, -1.0, 1.2, 5), ("C", -2.0, -3.0, -1.0, 5)],
+        columns=["arm", "difference", "low", "high", "pairs"],
     )
     drawn = show.differences(table, "KD", "accuracy (points)")
     axes = drawn.axes[0]
