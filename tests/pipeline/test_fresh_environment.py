@@ -22,7 +22,7 @@ import environment
 from check_chapters import ROOT, installed_extras
 
 CHAPTERS = sorted((ROOT / "chapters").glob("*/*.ipynb"))
-_MORE = 4  # chapters beyond one for each set of extras
+_MORE = 2  # chapters beyond one for each set of extras
 
 
 def install(extras: str, folder: Path) -> Path:
