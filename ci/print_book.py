@@ -55,7 +55,7 @@ def to_pdf(page: Path, pdf: Path) -> bool:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
         tab = browser.new_page()
-        tab.goto(page.as_uri(), wait_until="load", timeout=120_000)
+        tab.goto(page.as_uri(), wait_until="load", timeout=300_000)
         tab.wait_for_function(_LOADED, timeout=300_000)
         tab.emulate_media(media="print")
         margin = dict.fromkeys(("top", "bottom", "left", "right"), "15mm")

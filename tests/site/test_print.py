@@ -28,8 +28,8 @@ def test_one_page_holds_every_chapter_with_figures_and_mathematics(printed, brow
     page = browser.new_page()
     missing: list[str] = []
     page.on("requestfailed", lambda request: missing.append(request.url))
-    page.goto(printed.as_uri(), wait_until="load", timeout=120_000)  # the whole book is on it
-    page.wait_for_function("() => !document.querySelector('.math:not(:has(mjx-container))')", timeout=120_000)
+    page.goto(printed.as_uri(), wait_until="load", timeout=300_000)  # the whole book is on it
+    page.wait_for_function("() => !document.querySelector('.math:not(:has(mjx-container))')", timeout=300_000)
     assert missing == []
     headings = page.locator("article :is(h1, h2, h3)").evaluate_all("all => all.map(e => e.textContent)")
     for chapter in CHAPTERS:
