@@ -186,7 +186,7 @@ def _mathematics(prose: str) -> list[str]:
         problems.append(f"equation numbers must count from 1, got {', '.join(numbers)}")
     for equation in re.findall(r"\$\$(.*?)\$\$", prose, flags=re.S):
         if "\\tag" in equation and "\\\\" in equation:
-            problems.append("an equation with a tag must be one line (no \\\\)")
+            problems.append("an equation with a tag takes no \\\\; break it by aligned and \\cr")
     if re.search(r"^:::|^```\{(?!code-cell)|\{(?:ref|cite|numref|eq|doc)\}`", prose, flags=re.M):
         problems.append("uses a role or directive that Colab shows raw")
     return problems

@@ -14,6 +14,7 @@ def to_mathml(tex: str, block: bool) -> str:
     """MathML of a formula; a tag becomes its number in parentheses."""
     number = re.search(r"\\tag\{([^}]*)\}", tex)
     plain = re.sub(r"\\tag\{[^}]*\}|\\(?:begin|end)\{equation\}", "", tex).replace("\\arg", "\\operatorname{arg}")
+    plain = re.sub(r"\\cr\b", r"\\\\", plain).replace("{aligned}", "{split}")  # the converter's names for these
     if number:
         plain += rf"\qquad\text{{({number.group(1)})}}"
     return convert(plain.strip(), display="block" if block else "inline")

@@ -19,8 +19,11 @@ $$c_k=\sum_l\eta_{kl}\,[\hat y=l] \tag{2}$$
 
 $$\mathrm{BCE}(c,t)=-\sum_k t_k\log c_k+(1-t_k)\log(1-c_k) \tag{3}$$
 
-$$L_{adv}=\frac1{B_s+|T_\delta|}\Big[\sum_{i\in S}\mathrm{BCE}(c_i,\mathrm{onehot}(y_i))
-+\sum_{j\in T_\delta}\mathrm{BCE}(c_j,u_j)\Big],\qquad u_{jk}=\frac{1-[k=\hat y_j]}{C-1} \tag{4}$$
+$$\begin{aligned}
+L_{adv}&=\frac1{B_s+|T_\delta|}\Big[\sum_{i\in S}\mathrm{BCE}(c_i,\mathrm{onehot}(y_i))
++\sum_{j\in T_\delta}\mathrm{BCE}(c_j,u_j)\Big],\\
+u_{jk}&=\frac{1-[k=\hat y_j]}{C-1}
+\end{aligned} \tag{4}$$
 
 $$L_{reg}=\frac1{B_s}\sum_{i\in S}-\log\mathrm{softmax}(s_i)_{y_i} \tag{5}$$
 
@@ -36,8 +39,10 @@ the network.
 **How (3) is computed.** A corrected label has only two distinct values, so that (3) depends on the scores through
 $s_{\hat y}$ and on the target vector through $a=t_{\hat y}$ alone (its entries sum to 1):
 
-$$-a\log\sigma(s)-(1-a)\Big[\log\sigma(-s)+\log\frac{\sigma(-s)}{C-1}\Big]
--(C-2+a)\log\frac{C-2+\sigma(s)}{C-1} \tag{8}$$
+$$\begin{aligned}
+&-a\log\sigma(s)-(1-a)\Big[\log\sigma(-s)+\log\frac{\sigma(-s)}{C-1}\Big]\\
+&-(C-2+a)\log\frac{C-2+\sigma(s)}{C-1}
+\end{aligned} \tag{8}$$
 
 with $a=[\hat y=y]$ on the source and $a=0$ on the target. In this form nothing saturates and nothing is clamped.
 

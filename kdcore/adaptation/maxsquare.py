@@ -14,8 +14,10 @@ image $n$. The loss, and what it has to do with a divergence from the uniform di
 
 $$L_{MS}=-\frac1{2BCM}\sum_{n,c,m}p_{ncm}^2 \tag{1}$$
 
-$$\chi^2(p\,\|\,u)=\sum_c\frac{(p_c-1/C)^2}{1/C}=C\sum_cp_c^2-1,\qquad
-\overline{\chi^2}=-2C^2L_{MS}-1 \tag{2}$$
+$$\begin{aligned}
+\chi^2(p\,\|\,u)&=\sum_c\frac{(p_c-1/C)^2}{1/C}=C\sum_cp_c^2-1,\\
+\overline{\chi^2}&=-2C^2L_{MS}-1
+\end{aligned} \tag{2}$$
 
 so minimising (1) maximises the mean Pearson divergence. Its rival is the entropy,
 
@@ -23,8 +25,10 @@ $$L_{ENT}=-\frac1{BCM}\sum_{n,c,m}p_{ncm}\log p_{ncm} \tag{3}$$
 
 and two classes show the difference. With logit $x$, $p=\sigma(x)$, entropy $H$ and $S=-\frac12(p^2+(1-p)^2)$:
 
-$$\frac{dH}{dx}=-p(1-p)\log\frac p{1-p},\qquad \frac{dS}{dx}=p(1-p)(1-2p),\qquad
-\frac{dH/dx}{dS/dx}=\frac{\log\frac p{1-p}}{2p-1} \tag{4}$$
+$$\begin{aligned}
+\frac{dH}{dx}&=-p(1-p)\log\frac p{1-p},\qquad\frac{dS}{dx}=p(1-p)(1-2p),\\
+\frac{dH/dx}{dS/dx}&=\frac{\log\frac p{1-p}}{2p-1}
+\end{aligned} \tag{4}$$
 
 The ratio is 2 at $p=\frac12$ and grows without bound towards $p=1$. Image-wise weighting counts each image's predicted
 classes $\hat c_{nm}=\arg\max_cp_{ncm}$,
@@ -36,11 +40,15 @@ $$L_{IW}=-\frac1{BC}\sum_{n,m}w_{n\hat c_{nm}}\sum_cp_{ncm}^2 \tag{6}$$
 without gradient through $w$. Multi-level guidance labels a target pixel by the average of the final head $p^{(1)}$
 and the low-level head $p^{(2)}$ wherever one of the two exceeds a threshold $\delta$,
 
-$$\hat y_m=\arg\max_c\tfrac12\bigl(p^{(1)}_{cm}+p^{(2)}_{cm}\bigr)\quad\text{if }
-\max\bigl(\max_cp^{(1)}_{cm},\,\max_cp^{(2)}_{cm}\bigr)>\delta,\text{ else ignored} \tag{7}$$
+$$\begin{aligned}
+\hat y_m&=\arg\max_c\tfrac12\bigl(p^{(1)}_{cm}+p^{(2)}_{cm}\bigr)\\
+&\text{if }\max\bigl(\max_cp^{(1)}_{cm},\,\max_cp^{(2)}_{cm}\bigr)>\delta,\text{ else ignored}
+\end{aligned} \tag{7}$$
 
-$$L=\mathrm{CE}(z^{(1)}_s,y_s)+\lambda_{seg}\mathrm{CE}(z^{(2)}_s,y_s)
-+\lambda_TL_{IW}(p^{(1)}_t)+\lambda_T\lambda_{seg}\mathrm{CE}(z^{(2)}_t,\hat y) \tag{8}$$
+$$\begin{aligned}
+L={}&\mathrm{CE}(z^{(1)}_s,y_s)+\lambda_{seg}\mathrm{CE}(z^{(2)}_s,y_s)\\
+&+\lambda_TL_{IW}(p^{(1)}_t)+\lambda_T\lambda_{seg}\mathrm{CE}(z^{(2)}_t,\hat y)
+\end{aligned} \tag{8}$$
 
 **Conventions.** Followed here is the published code.
 

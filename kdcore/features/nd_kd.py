@@ -15,8 +15,10 @@ $k=1..C$ with training samples $I_k$, temperature $\tau$, weights $\lambda_{KD},
 
 $$c_k=\frac1{|I_k|}\sum_{i\in I_k}f^t_i,\qquad u_k=\frac{c_k}{\lVert c_k\rVert} \tag{1}$$
 
-$$L_{ND}=\frac1B\sum_i\Bigl(1-\frac{\langle f^s_i,u_{y_i}\rangle}{\max(\lVert f^s_i\rVert,\lVert f^t_i\rVert)}\Bigr)
-=\frac1B\sum_i\Bigl(1-\min\bigl(1,\tfrac{\lVert f^s_i\rVert}{\lVert f^t_i\rVert}\bigr)\cos\theta_i\Bigr) \tag{2}$$
+$$\begin{aligned}
+L_{ND}&=\frac1B\sum_i\Bigl(1-\frac{\langle f^s_i,u_{y_i}\rangle}{\max(\lVert f^s_i\rVert,\lVert f^t_i\rVert)}\Bigr)\\
+&=\frac1B\sum_i\Bigl(1-\min\bigl(1,\tfrac{\lVert f^s_i\rVert}{\lVert f^t_i\rVert}\bigr)\cos\theta_i\Bigr)
+\end{aligned} \tag{2}$$
 
 $$L=\mathrm{CE}(z^s,y)+r(n)\,\lambda_{KD}\,\tau^2\,\mathrm{KL}\bigl(p^t(\tau)\,\|\,p^s(\tau)\bigr)+\lambda_{ND}L_{ND}
 \tag{3}$$

@@ -23,17 +23,21 @@ $$g=W_vv+b_v,\qquad v=\frac1{\sqrt K}\Big[\frac{v_1}{\lVert v_1\rVert};\dots;\fr
 
 $$U_i=\phi\big([F_i;g]\big) \tag{5}$$
 
-$$Q=XE^\top,\quad M=PE^\top,\quad A_{ik}=\mathrm{softmax}_k\big(Q_i^\top M_k\big),\quad
-\tilde Q_i=\sum_kA_{ik}M_k \tag{6}$$
+$$\begin{aligned}
+Q&=XE^\top,\qquad M=PE^\top,\\
+A_{ik}&=\mathrm{softmax}_k\big(Q_i^\top M_k\big),\qquad\tilde Q_i=\sum_kA_{ik}M_k
+\end{aligned} \tag{6}$$
 
 $$\mathrm{Aug}(X)=\mathrm{ReLU}\big(\psi([Q;\tilde Q])+X\big) \tag{7}$$
 
 The head $h$ that turns the student's mean token into logits is shared: $z=h(\tfrac1n\sum_iS_i)$ and
 $\hat z=h(\tfrac1n\sum_i\mathrm{Aug}(U)_i)$. With $\mathrm{sg}$ for what gets no gradient,
 
-$$L=\mathrm{CE}(z,y)+\mathrm{CE}(\hat z,y)
-+\tfrac{\lambda_F}{Bnd}\lVert\mathrm{Aug}(S)-\mathrm{sg}\,\mathrm{Aug}(U)\rVert^2
-+\lambda_{KL}\,\mathrm{KL}\big(\mathrm{sg}\,\hat p\,\|\,p\big) \tag{8}$$
+$$\begin{aligned}
+L={}&\mathrm{CE}(z,y)+\mathrm{CE}(\hat z,y)\\
+&+\tfrac{\lambda_F}{Bnd}\lVert\mathrm{Aug}(S)-\mathrm{sg}\,\mathrm{Aug}(U)\rVert^2
++\lambda_{KL}\,\mathrm{KL}\big(\mathrm{sg}\,\hat p\,\|\,p\big)
+\end{aligned} \tag{8}$$
 
 where $p,\hat p$ are the softmax of $z,\hat z$. The bank of (1) to (7) is trained first, with $\mathrm{CE}(\hat z,y)$
 alone, then frozen; or both are trained at once (`joint`). Logits for use are $z$, which the prototypes do not enter, or

@@ -20,12 +20,16 @@ $$A=\mathrm{softmax}\big(\gamma\,d^{-1/2}\,(\tilde QW_q)(XW_k)^\top\big),\qquad 
 
 $$P(F,Q)=\mathrm{FFN}(\mathrm{LN}(O)),\qquad\mathrm{FFN}(u)=u+W_2\,\mathrm{ReLU}(W_1u) \tag{3}$$
 
-$$D(Y,F)=\frac1B\sum_{bhw}\Big\lVert\frac{Y_{bhw}}{\lVert Y_{bhw}\rVert}
--\frac{F_{bhw}}{\lVert F_{bhw}\rVert}\Big\rVert^2
-=\frac1B\sum_{bhw}2-2\cos(Y_{bhw},F_{bhw}) \tag{4}$$
+$$\begin{aligned}
+D(Y,F)&=\frac1B\sum_{bhw}\Big\lVert\frac{Y_{bhw}}{\lVert Y_{bhw}\rVert}
+-\frac{F_{bhw}}{\lVert F_{bhw}\rVert}\Big\rVert^2\\
+&=\frac1B\sum_{bhw}2-2\cos(Y_{bhw},F_{bhw})
+\end{aligned} \tag{4}$$
 
-$$\Psi(F)=\mathrm{DCT}^{-1}\big(\mathrm{DCT}(F)\text{ with coefficient }(0,0)\text{ set to }0\big)
-=F-\frac1{HW}\sum_{hw}F_{\cdot hw} \tag{5}$$
+$$\begin{aligned}
+\Psi(F)&=\mathrm{DCT}^{-1}\big(\mathrm{DCT}(F)\text{ with coefficient }(0,0)\text{ set to }0\big)\\
+&=F-\frac1{HW}\sum_{hw}F_{\cdot hw}
+\end{aligned} \tag{5}$$
 
 $$V(Y_1,Y_2)=\alpha_1D(Y_1,F^t)+\alpha_2D\big(\Psi(Y_2),\Psi(F^t)\big) \tag{6}$$
 

@@ -33,8 +33,10 @@ $$L_{global}\ge\frac1M\sum_i\log d_i\qquad(\tau_g\to0) \tag{5}$$
 
 Within an image, with each network's own width $D$,
 
-$$S=\mathrm{softmax}\bigl(FF^\top/\sqrt D\bigr)\in\mathbb R^{n\times n},\qquad
-L_{inner}=\frac1{Bn^2}\sum_{b}\lVert S^s_b-S^t_b\rVert_F^2\le\frac2n \tag{6}$$
+$$\begin{aligned}
+S&=\mathrm{softmax}\bigl(FF^\top/\sqrt D\bigr)\in\mathbb R^{n\times n},\\
+L_{inner}&=\frac1{Bn^2}\sum_{b}\lVert S^s_b-S^t_b\rVert_F^2\le\frac2n
+\end{aligned} \tag{6}$$
 
 The temperature falls while the fraction $u$ of training done grows,
 

@@ -11,8 +11,11 @@ should have.
 **Equations.** Training set of $N$ samples, kept share $f\in(0,1]$, $N_f=\mathrm{round}(fN)$ samples with the largest
 score. Student logits $z^s$, teacher logits $z^t$, temperature $\tau$, weight $\alpha$; on a batch of kept samples
 
-$$L=(1-\alpha)\,L_{CE}(z^s,y)+\alpha\,\tau^2\,\frac1B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(z^t_i/\tau)\,\|\,
-\mathrm{softmax}(z^s_i/\tau)\bigr) \tag{1}$$
+$$\begin{aligned}
+L={}&(1-\alpha)\,L_{CE}(z^s,y)\\
+&+\alpha\,\tau^2\,\frac1B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(z^t_i/\tau)\,\|\,
+\mathrm{softmax}(z^s_i/\tau)\bigr)
+\end{aligned} \tag{1}$$
 
 which is `kdcore.foundations.kd.KnowledgeDistillation`. The scores, larger for harder samples, with $R$ networks
 $z^{(r)}$ early in training, embeddings $h_i$ and one-hot labels $e_{y_i}$:
@@ -35,8 +38,10 @@ $$\hat\theta_s(\alpha)=M_fX_f\bigl((1-\alpha)y_f+\alpha X_f^\top\hat\theta_t\big
 
 The expected squared error over the noise is a parabola in $\alpha$,
 
-$$E\lVert\hat\theta_s-\theta^*\rVert^2=\bigl\lVert[I-(1-\alpha)A_f-\alpha A_fA_t]\,\theta^*\bigr\rVert^2
-+\sigma^2\bigl\lVert(1-\alpha)P_f+\alpha A_fP_t\bigr\rVert_F^2 \tag{5}$$
+$$\begin{aligned}
+E\lVert\hat\theta_s-\theta^*\rVert^2={}&\bigl\lVert[I-(1-\alpha)A_f-\alpha A_fA_t]\,\theta^*\bigr\rVert^2\\
+&+\sigma^2\bigl\lVert(1-\alpha)P_f+\alpha A_fP_t\bigr\rVert_F^2
+\end{aligned} \tag{5}$$
 
 where $P_f\in\mathbb R^{d\times N}$ holds $M_fX_f$ in the kept columns and zero elsewhere, and $P_t$ likewise. Writing
 (5) as $\lVert b_0+\alpha b_1\rVert^2+\sigma^2\lVert N_0+\alpha N_1\rVert_F^2$, its minimum is at

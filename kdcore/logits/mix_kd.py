@@ -28,15 +28,18 @@ published code,
 
 $$\hat z_{ik}=m\,\frac{z_{ik}}{s(z_i)} \tag{4}$$
 
-$$L=\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log\mathrm{softmax}(\hat z^s_i)_k
-+\alpha\,\frac1B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(\hat z^t_i)\,\|\,\mathrm{softmax}(\hat z^s_i)\bigr) \tag{5}$$
+$$\begin{aligned}
+L={}&\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log\mathrm{softmax}(\hat z^s_i)_k\\
+&+\alpha\,\frac1B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(\hat z^t_i)\,\|\,\mathrm{softmax}(\hat z^s_i)\bigr)
+\end{aligned} \tag{5}$$
 
 without temperature and without centring, which the softmax does not see. The rival of (5) is distillation of mixed
 images at a temperature,
 
-$$L_\tau=\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log\mathrm{softmax}(z^s_i)_k
-+\alpha\,\frac{\tau^2}B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(z^t_i/\tau)\,\|\,\mathrm{softmax}(z^s_i/\tau)\bigr)
-\tag{6}$$
+$$\begin{aligned}
+L_\tau={}&\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log\mathrm{softmax}(z^s_i)_k\\
+&+\alpha\,\frac{\tau^2}B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(z^t_i/\tau)\,\|\,\mathrm{softmax}(z^s_i/\tau)\bigr)
+\end{aligned} \tag{6}$$
 
 **The floor.** Logits of deviation $m$ favour one class most if the others are equal. The gap is then $m\sqrt C$, so
 

@@ -19,8 +19,10 @@ $$o=[z\,|\,v],\qquad z\in\mathbb R^{B\times C},\quad v\in\mathbb R^{B\times Q} \
 
 $$L_{CE}=-\frac1B\sum_i\log\mathrm{softmax}(z_i)_{y_i} \tag{3}$$
 
-$$L_{asp}=-\frac1{BQ}\sum_{i,q}\bigl[a_{iq}\log\sigma(v_{iq})+(1-a_{iq})\log(1-\sigma(v_{iq}))\bigr],\qquad
-\frac{\partial L_{asp}}{\partial v_{iq}}=\frac{\sigma(v_{iq})-a_{iq}}{BQ} \tag{4}$$
+$$\begin{aligned}
+L_{asp}&=-\frac1{BQ}\sum_{i,q}\bigl[a_{iq}\log\sigma(v_{iq})+(1-a_{iq})\log(1-\sigma(v_{iq}))\bigr],\\
+\frac{\partial L_{asp}}{\partial v_{iq}}&=\frac{\sigma(v_{iq})-a_{iq}}{BQ}
+\end{aligned} \tag{4}$$
 
 $$L=w\,L_{CE}+\alpha\,L_{asp} \tag{5}$$
 

@@ -15,8 +15,10 @@ $n=20$ iterations. With $p_i=\mathrm{softmax}(z^s_i/\tau_S)$ and $q_j=\mathrm{so
 
 $$W_{ij}=\lVert p_i-q_j\rVert_1\in[0,2] \tag{1}$$
 
-$$K=e^{-W/\epsilon},\qquad\text{then $n$ times: divide each row of $K$ by its sum, each column by its sum;
-the result is }P \tag{2}$$
+$$K=e^{-W/\epsilon},\qquad K_{ij}\leftarrow\frac{K_{ij}}{\sum_{j'}K_{ij'}},\quad
+K_{ij}\leftarrow\frac{K_{ij}}{\sum_{i'}K_{i'j}} \tag{2}$$
+
+where the two divisions are repeated $n$ times and the result is $P$.
 
 $$L_S=\sum_{ij}P_{ij}W_{ij} \tag{3}$$
 

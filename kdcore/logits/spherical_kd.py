@@ -11,8 +11,10 @@ before the softmax, in the distillation term and in the student's cross-entropy:
 **Equations.** Student logits $z^s$, teacher logits $z^t$ in $\mathbb R^{B\times C}$, labels $y$, temperature $\tau$,
 weight $\alpha$, multiplier $m$. With mean $\mu_i$ and biased variance $v_i$ of the $C$ logits of sample $i$,
 
-$$\tilde z_{ik}=m\,\frac{z_{ik}-\mu_i}{\sqrt{v_i+10^{-7}}},\qquad
-\mu_i=\frac1C\sum_kz_{ik},\qquad v_i=\frac1C\sum_k(z_{ik}-\mu_i)^2 \tag{1}$$
+$$\begin{aligned}
+\tilde z_{ik}&=m\,\frac{z_{ik}-\mu_i}{\sqrt{v_i+10^{-7}}},\\
+\mu_i&=\frac1C\sum_kz_{ik},\qquad v_i=\frac1C\sum_k(z_{ik}-\mu_i)^2
+\end{aligned} \tag{1}$$
 
 $$L_{KD}=\frac{\tau^2}{B}\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(\tilde z^t_i/\tau)\,\|\,
 \mathrm{softmax}(\tilde z^s_i/\tau)\bigr) \tag{2}$$

@@ -12,7 +12,10 @@ trained so that a student that follows its weights does well on held-out samples
 one-hot label, and $M_i$ the teacher's mean probabilities over the training samples of class $y_i$, the class centre.
 Squares are taken class by class. The state of the sample is
 
-$$x_i=[S,T,G,M,(M-S)^2,(G-S)^2,(T-S)^2,(T-G)^2,(M-G)^2]_i\in\mathbb R^{9C} \tag{1}$$
+$$\begin{aligned}
+x_i=\bigl[&S,\,T,\,G,\,M,\\
+&(M-S)^2,\,(G-S)^2,\,(T-S)^2,\,(T-G)^2,\,(M-G)^2\bigr]_i\in\mathbb R^{9C}
+\end{aligned} \tag{1}$$
 
 and its weight, with the controller $f_\omega$, a perceptron with hidden layers of 32 and 16 units and leaky ReLU,
 

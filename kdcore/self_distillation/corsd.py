@@ -27,8 +27,10 @@ $$\min_rL_{tri,\ell}=m-\mathrm{TV}(P,N),\qquad\mathrm{TV}=\tfrac12\int|dN-dP| \t
 
 The pair's classes are asked of the auxiliary logits $u$:
 
-$$q_b=\tfrac12(\mathbf 1_{y_p}+\mathbf 1_{y_n}),\qquad
-H_\tau(q,u)=-\frac1B\sum_b\sum_kq_{bk}\log\mathrm{softmax}(u_b/\tau)_k \tag{5}$$
+$$\begin{aligned}
+q_b&=\tfrac12(\mathbf 1_{y_p}+\mathbf 1_{y_n}),\\
+H_\tau(q,u)&=-\frac1B\sum_b\sum_kq_{bk}\log\mathrm{softmax}(u_b/\tau)_k
+\end{aligned} \tag{5}$$
 
 $$L_{aux}=\sum_\ell w_p\,\mathrm{CE}(u_\ell^p,y_p)+w_n\,H_\tau(q,u_\ell^n) \tag{6}$$
 

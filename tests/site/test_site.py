@@ -41,6 +41,13 @@ def test_mathematics_is_rendered_and_images_are_loaded(opened):
     assert page.evaluate("() => [...document.querySelectorAll('article img')].every(i => i.alt.trim().length > 10)")
 
 
+def test_equations_and_their_numbers_are_seen_whole(opened):
+    hidden = opened.page.locator("article div.math").evaluate_all(
+        "all => all.filter(e => e.scrollWidth > e.clientWidth + 2).map(e => e.innerText.slice(0, 60))"
+    )
+    assert hidden == []
+
+
 @pytest.mark.parametrize("path", [*CHAPTERS, "book/protocol.html"])
 def test_sliders_move_by_keyboard_and_change_the_picture(visit, path):
     visit.open(path)
