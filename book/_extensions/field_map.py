@@ -10,6 +10,8 @@ from papers import Curriculum, Paper
 _HEIGHT = 86  # of a paper's box
 _GAP = 30  # below a row; arrows leave through it
 _HEADING = 26  # above the first row of a part
+_LINE = 18  # of text
+_LETTER, _LINK = 7.7, 95  # widths, in pixels: a letter of a part's title, the link beside it
 _LANES = 5  # side by side in a gap, so that arrows from different papers can be told apart
 
 
@@ -34,13 +36,13 @@ class Arrow:
 
 @dataclass(frozen=True)
 class FieldMap:
-    """Everything that is drawn: `bands` are (part, title, y of its baseline, boxes)."""
+    """Everything that is drawn: `bands` are (part, title, y of its baseline, y of its link's baseline, boxes)."""
 
     width: int
     height: int
     box_width: float
     box_height: int
-    bands: list[tuple[str, str, float, list[Box]]]
+    bands: list[tuple[str, str, float, float, list[Box]]]
     arrows: list[Arrow]
 
 
@@ -57,14 +59,17 @@ def arrange(curriculum: Curriculum, width: int, columns: int, gutter: int, lette
     box_width = (width - columns * gutter) / columns
     bands, boxes, y = [], {}, 0.0
     for part, papers in curriculum.by_part().items():
-        baseline, y = y + 18, y + _HEADING
+        title = curriculum.parts[part]["title"]
+        # Where title and link don't fit on a line, the link has one of its own.
+        below = _LINE if part in curriculum.closing and len(title) * _LETTER + _LINK > width - gutter else 0
+        baseline, y = y + _LINE, y + _HEADING + below
         for place, paper in enumerate(papers):
             row, column = divmod(place, columns)
             lines = textwrap.wrap(paper.short, letters, max_lines=3, placeholder=" …")
             x = gutter + column * (box_width + gutter)
             boxes[paper.slug] = Box(paper, lines, x, y + row * (_HEIGHT + _GAP))
         y += -(-len(papers) // columns) * (_HEIGHT + _GAP)
-        bands.append((part, curriculum.parts[part]["title"], baseline, [boxes[paper.slug] for paper in papers]))
+        bands.append((part, title, baseline, baseline + below, [boxes[paper.slug] for paper in papers]))
     starts = [slug for slug in boxes if curriculum.leads_to(slug)]
     arrows = [
         Arrow(start, end.slug, _path(boxes[start], boxes[end.slug], box_width, gutter, lane % _LANES))

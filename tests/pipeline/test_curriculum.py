@@ -145,6 +145,14 @@ def test_map_of_sixty_papers_has_no_overlap_and_arrows_cross_no_box(width, colum
             assert not inside, (arrow, inside)
 
 
+def test_a_link_that_does_not_fit_beside_its_title_stands_below_it(loaded):
+    narrow = field_map.arrange(loaded, 350, 2, 20, 19)
+    below = {title for _, title, baseline, link, _ in narrow.bands if link > baseline}
+    assert below == {"Self-supervision and self-distillation"}
+    assert all(boxes[0].y > link for *_, link, boxes in narrow.bands)
+    assert all(baseline == link for _, _, baseline, link, _ in field_map.arrange(loaded, 690, 3, 28, 19).bands)
+
+
 def points(path: str, step: float = 3.0):
     """Points along path data of M, H and V."""
     x, y = map(float, re.match(r"M([\d.]+) ([\d.]+)", path).groups())
