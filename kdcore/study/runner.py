@@ -106,6 +106,7 @@ class Study:
         self._revision = revision()
         self._started = datetime.datetime.now(datetime.UTC)
         self._seconds = 0.0
+        self._finished = False
         deterministic(threads)
 
     def run(
@@ -150,6 +151,8 @@ class Study:
                 + "".join(f"\n  {failure}" for failure in failures)
             )
         self.add(rows)
+        if self._finished:
+            self._drop_unfinished()
         return self.results[self.results["arm"].isin(arms)].reset_index(drop=True)
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -195,7 +198,8 @@ class Study:
             },
             self.results_dir,
         )
-        shutil.rmtree(self._unfinished(), ignore_errors=True)
+        self._finished = True
+        self._drop_unfinished()
         return verdicts
 
     def _run_one(self, experiment: Callable[[str, int], Mapping[str, float]], arm: str, seed: int) -> dict[str, float]:
@@ -220,6 +224,9 @@ class Study:
         partial.write_text(json.dumps({"metrics": metrics, "seconds": seconds}), encoding="utf-8")
         partial.replace(kept)
         return metrics
+
+    def _drop_unfinished(self) -> None:
+        shutil.rmtree(self._unfinished(), ignore_errors=True)
 
     def _unfinished(self) -> Path:
         described = json.dumps([self.parameters, str(self.device), self._digest], sort_keys=True, default=str)

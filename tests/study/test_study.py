@@ -239,6 +239,14 @@ def test_unseeded_randomness_depends_on_the_seed_alone(tmp_path):
     assert first["value"].nunique() == 3
 
 
+def test_arms_that_run_after_the_record_leave_nothing_on_disk(tmp_path):
+    study = toy(tmp_path)
+    study.run(accuracy, ["a"])
+    study.finish([], "made here")
+    study.run(accuracy, ["b"])
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["kd.json"]
+
+
 def test_half_written_run_and_other_parameters_are_not_taken_for_finished(tmp_path):
     ran = []
 
