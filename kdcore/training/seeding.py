@@ -50,6 +50,8 @@ def deterministic(threads: int = 1) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # the same switch without importing a compiler for it
+    # Filling each new tensor with NaN before it is written would cost a twentieth of a small network's step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
 
 
