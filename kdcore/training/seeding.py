@@ -51,7 +51,7 @@ def deterministic(threads: int = 1) -> None:
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # the same switch without importing a compiler for it
     # Filling each new tensor with NaN before it is written would cost a twentieth of a small network's step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
