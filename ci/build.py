@@ -44,8 +44,9 @@ def snakemake(
     else:
         where = ["--profile", str(profile.resolve())] + (["--jobs", str(jobs)] if jobs else [])
     where += [] if retries is None else ["--retries", str(retries)]
-    return [
-        sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "ci" / workflow), "--directory", str(folder),
+    ci = ROOT / "ci"
+    return [  # -P: Snakemake finds its own modules, not those of this folder
+        sys.executable, "-P", str(ci / "engine.py"), "--snakefile", str(ci / workflow), "--directory", str(folder),
         "--rerun-triggers", "params", "--rerun-incomplete", "--nolock", "--keep-going", "--scheduler", "greedy",
         *where, *arguments,
     ]  # fmt: skip

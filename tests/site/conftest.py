@@ -83,6 +83,7 @@ def address() -> Iterator[str]:
 @contextmanager
 def _visit(browser: object, address: str, options: dict) -> Iterator[Visit]:
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+    context.set_default_timeout(120_000)  # milliseconds; long pages on a busy machine
     page = context.new_page()
     visited = Visit(page, address)
     page.on("request", lambda sent: visited.requests.append(sent.url))
