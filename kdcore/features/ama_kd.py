@@ -55,6 +55,7 @@ from kdcore.checks import check_choice, check_labels, check_maps, check_not_nega
 from kdcore.foundations.kd import distillation_loss
 from kdcore.models.staged import StagedNetwork
 from kdcore.training.learners import Learner
+from kdcore.training.teachers import carried_layers
 
 __all__ = [
     "AdaptationModule",
@@ -213,7 +214,11 @@ class AdaptedTeacher(nn.Module):
     Raises:
         ValueError: the teacher has no such stage, or a number is not positive.
 
-    Shape: inputs (B, channels, H, W); a pair of the adapted map ``(B, out_channels, *size)`` and logits (B, K).
+    Attributes:
+        layer: name of the teacher's module after which it is cut.
+
+    Shape: inputs (B, channels, H, W) and, if it is at hand, what the front makes of them; a pair of the adapted map
+    ``(B, out_channels, *size)`` and logits (B, K).
 
     Example:
         >>> from kdcore.models import ConvNet
@@ -227,13 +232,15 @@ class AdaptedTeacher(nn.Module):
         super().__init__()
         last = teacher.stage_number(stage)
         self.front = nn.Sequential(teacher.stem, *teacher.stages[: last + 1]).requires_grad_(False).eval()
+        self.layer = f"stages.{last}"
         self.adaptation = AdaptationModule(teacher.widths[last], out_channels, size)
         classes = cast(nn.Linear, teacher.classifier).out_features
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(out_channels, classes))
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            teacher_map = self.front(inputs)
+    def forward(self, inputs: Tensor, teacher_map: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if teacher_map is None:
+            with torch.no_grad():
+                teacher_map = self.front(inputs)
         adapted_map = self.adaptation(teacher_map)
         return adapted_map, self.head(adapted_map)
 
@@ -243,7 +250,8 @@ class MapAdaptation(Learner):
 
     Args:
         student: trained; the attribute `model`, all that is kept.
-        adapted: the teacher's front with what is trained behind it; may be shared between phases.
+        adapted: the teacher's front with what is trained behind it; may be shared between phases. The front is not run
+            where the batch carries its layer (see `kdcore.training.with_layers`).
         stage: of the student, whose map is compared; from 0 or negative from the end.
         weight: λ ≥ 0 of the hint.
         task_loss: teach the module by (2). Without it the module stays as it was initialised or, with `mutual`,
@@ -300,7 +308,8 @@ class MapAdaptation(Learner):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """The terms of the phase, weighted, of `batch.inputs` and `batch.labels`."""
         terms = {}
-        adapted_map, adapted_logits = self.adapted(batch.inputs)
+        (teacher_map,) = carried_layers(batch, [self.adapted.layer]) or (None,)
+        adapted_map, adapted_logits = self.adapted(batch.inputs, teacher_map)
         if self.task_loss and self.phase != "hint":
             answers = self.teacher_logits(batch) if self.soft_weight else None
             terms["adaptation"] = adaptation_loss(adapted_logits, batch.labels, answers, self.soft_weight)

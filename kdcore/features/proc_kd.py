@@ -80,7 +80,7 @@ from kdcore.models.inspect import features
 from kdcore.models.projector import Projector, to_tokens
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
-from kdcore.training.teachers import predict_layers
+from kdcore.training.teachers import carried_layers, predict_layers
 
 __all__ = [
     "PrototypeBank",
@@ -96,7 +96,6 @@ __all__ = [
     "stacked_residuals",
     "variance_explained",
     "with_augmented",
-    "with_layers",
     "zero_share",
 ]
 
@@ -418,7 +417,7 @@ class PrototypeLearning(Learner):
     Args:
         bank: trained, the attribute `model`.
         head: from a mean token (B, d) to logits; trained, and shared with the student of the second phase.
-        teacher: frozen by this learner; not run where the batch carries its layers (see `with_layers`).
+        teacher: frozen by this learner; not run where the batch carries its layers (see `kdcore.training.with_layers`).
         layers: names of the teacher's modules whose outputs the bank takes, in its order.
 
     Example:
@@ -450,8 +449,8 @@ class PrototypeDistillation(Learner):
     Args:
         student: trained; the attribute `model`. Its logits are its head's of the mean token.
         bank: frozen by this learner unless `joint`.
-        teacher: frozen by this learner; not run where the batch carries its layers (see `with_layers`) or, unless
-            `joint`, the augmented tokens (see `with_augmented`).
+        teacher: frozen by this learner; not run where the batch carries its layers (see `kdcore.training.with_layers`)
+            or, unless `joint`, the augmented tokens (see `with_augmented`).
         layers: names of the teacher's modules whose outputs the bank takes.
         student_layer: name of the student's module whose output is S: its last map or tokens.
         head: name of the student's module that turns the mean token into logits.
@@ -548,7 +547,7 @@ class TokenMimicry(Learner):
 
     Args:
         student: trained; the attribute `model`.
-        teacher: frozen by this learner; not run where the batch carries the layer (see `with_layers`).
+        teacher: frozen by this learner; not run where the batch carries the layer (see `kdcore.training.with_layers`).
         student_layer: name of the student's module whose output is projected.
         teacher_layer: name of the teacher's module that is copied.
         projector: from the student's features to the teacher's, trained along and then dropped.
@@ -616,67 +615,41 @@ def layer_shapes(model: nn.Module, layers: Sequence[str], inputs: Tensor) -> lis
     return [tuple(found[name].shape[1:]) for name in layers]
 
 
-def with_layers(data: Arrays, teacher: nn.Module, layers: Sequence[str], batch_size: int = 1024) -> Arrays:
-    """`data` with the teacher's layers, each as ``teacher:<name>``: computed once instead of at each step.
-
-    Exact when inputs are not augmented.
-
-    Args:
-        data: with `inputs`.
-        teacher: its mode is restored afterwards.
-        layers: names as `kdcore.models.features` takes them.
-        batch_size: rows at a time.
-
-    Raises:
-        ValueError: as `kdcore.models.features`.
-
-    Example:
-        >>> from kdcore.models import ConvNet
-        >>> data = Arrays(inputs=torch.zeros(5, 1, 8, 8))
-        >>> list(with_layers(data, ConvNet(width=4), ["stages.1"]))
-        ['inputs', 'teacher:stages.1']
-    """
-    found, _ = predict_layers(teacher, data.inputs, layers, batch_size)
-    return data.with_(**{_cached(name): found[name] for name in layers})
-
-
 @torch.no_grad()
 def with_augmented(data: Arrays, bank: PrototypeBank, layers: Sequence[str], batch_size: int = 1024) -> Arrays:
     """`data` with Aug(U) of a finished bank as `augmented`, from the teacher's layers that it carries.
 
     Args:
-        data: as `with_layers` returns.
+        data: as `kdcore.training.with_layers` returns.
         bank: trained; later changes of it do not reach the cached tokens.
         layers: names of the teacher's layers, in the bank's order.
         batch_size: rows at a time.
 
     Raises:
-        ValueError: `data` lacks a layer.
+        ValueError: `data` lacks one of the layers.
 
     Example:
         >>> from kdcore.models import ConvNet
+        >>> from kdcore.training import with_layers
         >>> data = with_layers(Arrays(inputs=torch.zeros(5, 1, 8, 8)), ConvNet(width=4), ["stages.1"])
         >>> with_augmented(data, PrototypeBank([(8, 4, 4)], tokens=4, width=6), ["stages.1"]).augmented.shape
         torch.Size([5, 4, 6])
     """
-    lacking = [name for name in layers if _cached(name) not in data]
-    if lacking:
-        raise ValueError(f"data must carry the teacher's layers {lacking}; see with_layers.")
-    parts = zip(*(getattr(data, _cached(name)).split(batch_size) for name in layers), strict=True)
+    carried = carried_layers(data, layers)
+    if carried is None:
+        raise ValueError(f"data must carry the teacher's layers {list(layers)}, got {list(data)}; see with_layers.")
+    parts = zip(*(layer.split(batch_size) for layer in carried), strict=True)
     return data.with_(augmented=torch.cat([bank(part) for part in parts]))
 
 
 def _layers_of(teacher: nn.Module, layers: Sequence[str], batch: Any) -> list[Tensor]:
     """The teacher's layers for a batch: those that it carries, else from the teacher, without gradient."""
-    if all(_cached(name) in batch for name in layers):
-        return [getattr(batch, _cached(name)) for name in layers]
+    carried = carried_layers(batch, layers)
+    if carried is not None:
+        return carried
     with torch.no_grad():
         found, _ = features(teacher, batch.inputs, list(layers))
     return [found[name] for name in layers]
-
-
-def _cached(layer: str) -> str:
-    return f"teacher:{layer}"
 
 
 def _to_shape(shape: Sequence[int], target: tuple[int, int]) -> nn.Module:

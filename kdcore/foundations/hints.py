@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from kdcore.checks import check_labels, check_maps, check_not_negative, check_positive
 from kdcore.models.staged import StagedNetwork
 from kdcore.training.learners import Learner
+from kdcore.training.teachers import carried_layers
 
 __all__ = ["Connector", "HintDistillation", "build_connectors", "hint_loss"]
 
@@ -139,7 +140,8 @@ class HintDistillation(Learner):
 
     Args:
         student: trained; the attribute `model`.
-        teacher: frozen by this learner.
+        teacher: frozen by this learner; not run where the batch carries its stages, the layers ``stages.0`` and so on
+            (see `kdcore.training.with_layers`).
         stages: where hints are given, see `build_connectors`; the default is the last stage but one, the middle of
             three.
         weight: λ ≥ 0 of the sum of hint losses, 100 as in common re-implementations; at 0 the teacher is not run.
@@ -182,11 +184,19 @@ class HintDistillation(Learner):
         check_labels(batch.labels, *student_logits.shape)
         terms = {"cross_entropy": F.cross_entropy(student_logits, batch.labels)}
         if self.weight:
-            with torch.no_grad():
-                teacher_maps, _ = self.teacher.maps(batch.inputs)
             hints = [
-                hint_loss(connector(student_maps[stage]), teacher_maps[stage])
-                for connector, stage in zip(self.connectors, self.stages, strict=True)
+                hint_loss(connector(student_maps[stage]), teacher_map)
+                for connector, stage, teacher_map in zip(
+                    self.connectors, self.stages, self._teacher_maps(batch), strict=True
+                )
             ]
             terms["hint"] = self.weight * torch.stack(hints).sum()
         return terms
+
+    def _teacher_maps(self, batch: Any) -> list[Tensor]:
+        carried = carried_layers(batch, [f"stages.{self.teacher.stage_number(stage)}" for stage in self.stages])
+        if carried is not None:
+            return carried
+        with torch.no_grad():
+            maps, _ = self.teacher.maps(batch.inputs)
+        return [maps[stage] for stage in self.stages]

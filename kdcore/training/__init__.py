@@ -5,7 +5,7 @@ from kdcore.training.fit import History, fit
 from kdcore.training.learners import Distillation, Learner, Supervised
 from kdcore.training.seeding import deterministic, pick_device, seeded
 from kdcore.training.stopping import EarlyStopping
-from kdcore.training.teachers import predict, predict_layers, with_teacher
+from kdcore.training.teachers import carried_layers, predict, predict_layers, with_layers, with_teacher
 
 __all__ = [
     "Budget",
@@ -14,11 +14,13 @@ __all__ = [
     "History",
     "Learner",
     "Supervised",
+    "carried_layers",
     "deterministic",
     "fit",
     "pick_device",
     "predict",
     "predict_layers",
     "seeded",
+    "with_layers",
     "with_teacher",
 ]

@@ -11,7 +11,7 @@ from kdcore.checks import check_positive
 from kdcore.data.arrays import Arrays
 from kdcore.models import features, inference
 
-__all__ = ["predict", "predict_layers", "with_teacher"]
+__all__ = ["carried_layers", "predict", "predict_layers", "with_layers", "with_teacher"]
 
 
 def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
@@ -74,3 +74,47 @@ def with_teacher(data: Arrays, teacher: nn.Module) -> Arrays:
         torch.Size([5, 3])
     """
     return data.with_(teacher_logits=predict(teacher, data.inputs))
+
+
+def with_layers(data: Arrays, teacher: nn.Module, layers: Sequence[str], batch_size: int = 1024) -> Arrays:
+    """`data` with the teacher's layers, each as ``teacher:<name>``: computed once instead of at each step.
+
+    Exact when inputs are not augmented. A learner finds them in its batches with `carried_layers`.
+
+    Args:
+        data: with `inputs`.
+        teacher: its mode is restored afterwards.
+        layers: names as `kdcore.models.features` takes them.
+        batch_size: rows at a time, positive.
+
+    Raises:
+        ValueError: as `predict_layers`.
+
+    Example:
+        >>> from kdcore.models import ConvNet
+        >>> data = Arrays(inputs=torch.zeros(5, 1, 8, 8))
+        >>> list(with_layers(data, ConvNet(width=4), ["stages.1"]))
+        ['inputs', 'teacher:stages.1']
+    """
+    found, _ = predict_layers(teacher, data.inputs, layers, batch_size)
+    return data.with_(**{_field(name): found[name] for name in layers})
+
+
+def carried_layers(batch: Arrays, layers: Sequence[str]) -> list[Tensor] | None:
+    """A teacher's layers that a batch carries since `with_layers`, in the order of `layers`; None if it lacks one.
+
+    Example:
+        >>> from kdcore.models import ConvNet
+        >>> data = with_layers(Arrays(inputs=torch.zeros(5, 1, 8, 8)), ConvNet(width=4), ["stages.1"])
+        >>> carried_layers(data[:2], ["stages.1"])[0].shape
+        torch.Size([2, 8, 4, 4])
+        >>> carried_layers(data, ["stages.1", "stages.2"]) is None
+        True
+    """
+    if all(_field(name) in batch for name in layers):
+        return [getattr(batch, _field(name)) for name in layers]
+    return None
+
+
+def _field(layer: str) -> str:
+    return f"teacher:{layer}"

@@ -25,7 +25,7 @@ from kdcore.features.ama_kd import (
 )
 from kdcore.foundations.kd import distillation_loss
 from kdcore.models import ConvNet, ResNet, parameter_count
-from kdcore.training import Budget, Supervised, fit, seeded, with_teacher
+from kdcore.training import Budget, Supervised, fit, seeded, with_layers, with_teacher
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 
@@ -218,6 +218,18 @@ def test_the_front_stays_as_it_was_and_only_the_student_is_left():
         assert torch.equal(value, before[name]), name
     assert any(not torch.equal(value, moving[name]) for name, value in trained.adapted.adaptation.state_dict().items())
     assert parameter_count(trained.model) == parameter_count(ConvNet(width=4, depth=2))
+
+
+@pytest.mark.parametrize("stage", [0, 1, -1])
+def test_a_map_that_the_data_carry_spares_the_front(stage):
+    torch.manual_seed(0)
+    teacher = ConvNet(8)
+    adapted = AdaptedTeacher(teacher, stage=stage, out_channels=16, size=(2, 2))
+    trained = MapAdaptation(ConvNet(width=4), adapted).eval()
+    carried = with_layers(batch(), teacher, [f"stages.{number}" for number in range(3)])
+    expected = trained.losses(batch())
+    adapted.front.register_forward_pre_hook(lambda *_: pytest.fail("the front ran"))
+    torch.testing.assert_close(trained.losses(carried), expected)
 
 
 def test_other_backbones_and_stages_by_negative_number():

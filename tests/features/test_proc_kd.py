@@ -26,13 +26,12 @@ from kdcore.features.proc_kd import (
     stacked_residuals,
     variance_explained,
     with_augmented,
-    with_layers,
     zero_share,
 )
 from kdcore.foundations.kd import distillation_loss
 from kdcore.metrics import accuracy
 from kdcore.models import ConvNet, Projector, ResNet, VisionTransformer
-from kdcore.training import Budget, Supervised, fit, predict, seeded
+from kdcore.training import Budget, Supervised, fit, predict, seeded, with_layers
 
 LAYERS = ["stages.0", "stages.1", "stages.2"]
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 5))

@@ -15,7 +15,7 @@ from kdcore.checks import check_maps
 from kdcore.data import Arrays
 from kdcore.foundations.hints import Connector, HintDistillation, build_connectors, hint_loss
 from kdcore.models import ConvNet
-from kdcore.training import Budget, Supervised, fit, predict, seeded
+from kdcore.training import Budget, Supervised, fit, predict, seeded, with_layers
 
 
 def random_map(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -158,6 +158,22 @@ def test_weight_zero_does_not_run_the_teacher():
     learner = HintDistillation(ConvNet(width=4), ConvNet(width=8), weight=0.0)
     learner.teacher.stem.register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))
     assert list(learner.losses(random_batch())) == ["cross_entropy"]
+
+
+def test_maps_that_the_data_carry_spare_the_teacher():
+    teacher, batch = ConvNet(width=8), random_batch()
+    learner = HintDistillation(ConvNet(width=4), teacher, stages=(-1, 0)).train()
+    carried = with_layers(batch, teacher, ["stages.0", "stages.2"], batch_size=4)
+    expected = learner.losses(batch)
+    teacher.stem.register_forward_pre_hook(lambda *_: pytest.fail("the teacher ran"))
+    torch.testing.assert_close(learner.losses(carried), expected)
+
+
+def test_one_map_too_few_runs_the_teacher():
+    teacher, batch = ConvNet(width=8), random_batch()
+    learner = HintDistillation(ConvNet(width=4), teacher, stages=(-1, 0)).train()
+    partly = with_layers(batch, teacher, ["stages.0"])
+    torch.testing.assert_close(learner.losses(partly), learner.losses(batch))
 
 
 def test_teacher_stays_as_it_was():
