@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
@@ -15,20 +16,20 @@ from papers import load
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "ci" / "templates"
 
-_MODULE = """### `kdcore.{name}`
+_MODULE = """
+## `kdcore.{name}`
 
 ```{{eval-rst}}
 .. automodule:: kdcore.{name}
    :members:
 ```
-
 """
-_CHECKS = """### `kdcore.exercises.{method}`
+_CHECKS = """
+## `kdcore.exercises.{method}`
 
 ```{{eval-rst}}
 .. automodule:: kdcore.exercises.{method}
 ```
-
 """
 _ENTRY = """@misc{{{method},
   author = {{TODO}},
@@ -56,14 +57,14 @@ _PAPER = """
 
 
 def lay_out(method: str, part: str, title: str, root: Path = ROOT) -> list[Path]:
-    """Write module, tests and chapter, and enter the paper in the lists: toc, API page, bibliography, papers.
+    """Write module, tests and chapter, and enter the paper in the lists: toc, API pages, bibliography, papers.
 
     Raises:
         ValueError: the name is no identifier, the part is unknown, or the paper is there already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", method):
         raise ValueError(f"NAME must be a lower-case identifier such as my_method, got {method!r}.")
-    parts = {name: entry["title"] for name, entry in load(root).parts.items()}
+    parts = load(root).parts
     if part not in parts:
         raise ValueError(f"PART must be one of {', '.join(parts)}, got {part!r}.")
     title = title or method.replace("_", " ").capitalize()
@@ -84,34 +85,53 @@ def lay_out(method: str, part: str, title: str, root: Path = ROOT) -> list[Path]
         path.write_text(text, encoding="utf-8")
     package = root / "kdcore" / part / "__init__.py"
     if not package.exists():
-        package.write_text(f'"""{parts[part]}."""\n', encoding="utf-8")
+        package.write_text(f'"""{parts[part]["title"]}."""\n', encoding="utf-8")
     return [*rooms, *_enter(method, part, parts, title, root)]
 
 
-def _enter(method: str, part: str, parts: dict[str, str], title: str, root: Path) -> list[Path]:
+def _enter(method: str, part: str, parts: dict[str, dict[str, str]], title: str, root: Path) -> list[Path]:
     """The entries in the lists of papers."""
-    toc, api, bibliography = root / "_toc.yml", root / "book" / "api.md", root / "book" / "references.bib"
-    text = toc.read_text(encoding="utf-8")
+    toc, bibliography, papers = root / "_toc.yml", root / "book" / "references.bib", root / "book" / "papers.yml"
+    toc.write_text(_with_chapter(toc.read_text(encoding="utf-8"), method, part, parts), encoding="utf-8")
+    reference = root / "book" / "api" / f"{part}.md"
+    if not reference.exists():
+        head = f"# `kdcore.{part}`\n\n*{parts[part]['title']}.* {parts[part]['question']}\n"
+        reference.write_text(head, encoding="utf-8")
+        toc.write_text(_with_reference(toc.read_text(encoding="utf-8"), part, parts), encoding="utf-8")
+    checks = root / "book" / "api" / "exercises.md"
+    entries = {
+        reference: _MODULE.format(name=f"{part}.{method}"),
+        checks: _CHECKS.format(method=method),
+        bibliography: _ENTRY.format(method=method, title=title),
+        papers: _PAPER.format(method=method, part=part, title=title, year=date.today().year),
+    }
+    for path, entry in entries.items():
+        with path.open("a", encoding="utf-8") as file:
+            file.write(entry)
+    return [toc, *entries]
+
+
+def _with_chapter(toc: str, method: str, part: str, parts: dict[str, dict[str, str]]) -> str:
+    """The table of contents with a chapter behind its siblings; a part that was empty comes in the order of `parts`."""
     entry = f"      - file: chapters/{part}/{method}\n"
-    siblings = re.findall(rf"^      - file: chapters/{part}/\w+\n", text, flags=re.M)
+    siblings = re.findall(rf"^      - file: chapters/{part}/\w+\n", toc, flags=re.M)
     if siblings:
-        text = text.replace(siblings[-1], siblings[-1] + entry, 1)
-    else:
-        names = list(parts)
-        later = [*(parts[name] for name in names[names.index(part) + 1 :]), "Reference"]
-        following = next(line for title in later if (line := f"  - caption: {title}\n") in text)
-        text = text.replace(following, f"  - caption: {parts[part]}\n    chapters:\n{entry}{following}", 1)
-    toc.write_text(text, encoding="utf-8")
-    page = api.read_text(encoding="utf-8")
-    page = page.replace("## Data\n", _MODULE.format(name=f"{part}.{method}") + "## Data\n", 1)
-    page = page.replace("## Checks\n", _CHECKS.format(method=method) + "## Checks\n", 1)
-    api.write_text(page, encoding="utf-8")
-    with bibliography.open("a", encoding="utf-8") as file:
-        file.write(_ENTRY.format(method=method, title=title))
-    papers = root / "book" / "papers.yml"
-    with papers.open("a", encoding="utf-8") as file:
-        file.write(_PAPER.format(method=method, part=part, title=title, year=date.today().year))
-    return [toc, api, bibliography, papers]
+        return toc.replace(siblings[-1], siblings[-1] + entry, 1)
+    captions = [f"  - caption: {parts[name]['title']}\n" for name in _later(part, parts)]
+    following = next(line for line in [*captions, "  - caption: Reference\n"] if line in toc)
+    return toc.replace(following, f"  - caption: {parts[part]['title']}\n    chapters:\n{entry}{following}", 1)
+
+
+def _with_reference(toc: str, part: str, parts: dict[str, dict[str, str]]) -> str:
+    """The table of contents with a part's page of the reference, in the order of `parts`, before the ground floor."""
+    line = "          - file: book/api/{}\n"
+    following = next(page for name in [*_later(part, parts), "data"] if (page := line.format(name)) in toc)
+    return toc.replace(following, line.format(part) + following, 1)
+
+
+def _later(part: str, parts: Iterable[str]) -> list[str]:
+    names = list(parts)
+    return names[names.index(part) + 1 :]
 
 
 def main() -> int:

@@ -104,7 +104,9 @@ class Curriculum:
 def toc_files(root: Path) -> list[str]:
     """All pages of `_toc.yml`, in order, as paths without extension."""
     toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-    return [toc["root"], *(entry["file"] for part in toc["parts"] for entry in part["chapters"])]
+    entries = [entry for part in toc["parts"] for entry in part["chapters"]]
+    below = ([entry, *entry.get("sections", [])] for entry in entries)
+    return [toc["root"], *(page["file"] for pages in below for page in pages)]
 
 
 def load(root: Path) -> Curriculum:

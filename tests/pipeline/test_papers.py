@@ -37,8 +37,12 @@ def test_new_paper_is_entered_everywhere_and_passes_nothing(copy, part):
     captions = re.findall(r"- caption: (.+)", (copy / "_toc.yml").read_text())
     titles = [entry["title"] for entry in yaml.safe_load((copy / "book" / "papers.yml").read_text())["parts"].values()]
     assert [caption for caption in captions if caption in titles] == [title for title in titles if title in captions]
-    for module in (f"kdcore.{part}.my_method", "kdcore.exercises.my_method"):
-        assert f"automodule:: {module}\n" in (copy / "book" / "api.md").read_text()
+    for page, module in {part: f"kdcore.{part}.my_method", "exercises": "kdcore.exercises.my_method"}.items():
+        assert (copy / "book" / "api" / f"{page}.md").read_text().count(f"automodule:: {module}\n") == 1
+    pages = re.findall(r"- file: book/api/(\w+)", (copy / "_toc.yml").read_text())
+    parts = list(yaml.safe_load((copy / "book" / "papers.yml").read_text())["parts"])
+    assert [page for page in pages if page in parts] == [name for name in parts if name in pages]
+    assert part in pages
     assert "{my_method," in (copy / "book" / "references.bib").read_text()
     assert "  - slug: my_method\n" in (copy / "book" / "papers.yml").read_text()
     listed = call(copy, "papers.py")
