@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "ci" / "templates"
 
 _MODULE = """
-## `kdcore.{name}`
+## `{method}`
 
 ```{{eval-rst}}
-.. automodule:: kdcore.{name}
+.. automodule:: kdcore.{part}.{method}
    :members:
 ```
 """
 _CHECKS = """
-## `kdcore.exercises.{method}`
+## `{method}`
 
 ```{{eval-rst}}
 .. automodule:: kdcore.exercises.{method}
@@ -97,10 +97,12 @@ def _enter(method: str, part: str, parts: dict[str, dict[str, str]], title: str,
     if not reference.exists():
         head = f"# `kdcore.{part}`\n\n*{parts[part]['title']}.* {parts[part]['question']}\n"
         reference.write_text(head, encoding="utf-8")
-        toc.write_text(_with_reference(toc.read_text(encoding="utf-8"), part, parts), encoding="utf-8")
+        row = f"| [`kdcore.{part}`](api/{part}.md) | {parts[part]['title']}: {parts[part]['question']} |\n"
+        _insert(toc, "          - file: book/api/{}\n", f"          - file: book/api/{part}\n", part, parts)
+        _insert(root / "book" / "api.md", "| [`kdcore.{}`]", row, part, parts)
     checks = root / "book" / "api" / "exercises.md"
     entries = {
-        reference: _MODULE.format(name=f"{part}.{method}"),
+        reference: _MODULE.format(part=part, method=method),
         checks: _CHECKS.format(method=method),
         bibliography: _ENTRY.format(method=method, title=title),
         papers: _PAPER.format(method=method, part=part, title=title, year=date.today().year),
@@ -122,11 +124,12 @@ def _with_chapter(toc: str, method: str, part: str, parts: dict[str, dict[str, s
     return toc.replace(following, f"  - caption: {parts[part]['title']}\n    chapters:\n{entry}{following}", 1)
 
 
-def _with_reference(toc: str, part: str, parts: dict[str, dict[str, str]]) -> str:
-    """The table of contents with a part's page of the reference, in the order of `parts`, before the ground floor."""
-    line = "          - file: book/api/{}\n"
-    following = next(page for name in [*_later(part, parts), "data"] if (page := line.format(name)) in toc)
-    return toc.replace(following, line.format(part) + following, 1)
+def _insert(path: Path, start: str, entry: str, part: str, parts: Iterable[str]) -> None:
+    """Put a part's line before that of the next part that has one, or of the ground floor; lines begin with `start`."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    starts = (start.format(name) for name in [*_later(part, parts), "data"])
+    place = next(place for wanted in starts for place, line in enumerate(lines) if line.startswith(wanted))
+    path.write_text("".join([*lines[:place], entry, *lines[place:]]), encoding="utf-8")
 
 
 def _later(part: str, parts: Iterable[str]) -> list[str]:

@@ -41,6 +41,8 @@ def test_new_paper_is_entered_everywhere_and_passes_nothing(copy, part):
         assert (copy / "book" / "api" / f"{page}.md").read_text().count(f"automodule:: {module}\n") == 1
     pages = re.findall(r"- file: book/api/(\w+)", (copy / "_toc.yml").read_text())
     parts = list(yaml.safe_load((copy / "book" / "papers.yml").read_text())["parts"])
+    listed = re.findall(r"\(api/(\w+)\.md\)", (copy / "book" / "api.md").read_text())
+    assert listed == pages
     assert [page for page in pages if page in parts] == [name for name in parts if name in pages]
     assert part in pages
     assert "{my_method," in (copy / "book" / "references.bib").read_text()
