@@ -13,6 +13,8 @@ from kdcore.study.records import committed_record
 
 __all__ = ["claims", "recorded", "summary"]
 
+_JOINED = "\N{NO-BREAK SPACE}"  # a cell breaks between numbers, not within one and its interval
+
 
 def summary(results: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[str], caption: str = "") -> None:
     """Display one row per arm: the mean of each metric over seeds, ± half its 95 % interval.
@@ -112,8 +114,8 @@ def _mean(values: np.ndarray) -> str:
     if len(values) < 3:
         return f"{values.mean():.2f} (2 seeds)" if len(values) == 2 else "–"
     mean, _, high = paired_interval(values)
-    return f"{mean:.2f} ± {high - mean:.2f}"
+    return f"{mean:.2f}{_JOINED}±{_JOINED}{high - mean:.2f}"
 
 
 def _interval(difference: float, low: float, high: float) -> str:
-    return f"{signed(difference)} [{signed(low)}, {signed(high)}]"
+    return f"{signed(difference)} [{signed(low)},{_JOINED}{signed(high)}]"

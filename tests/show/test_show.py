@@ -57,8 +57,8 @@ def test_say_summary_and_claims_are_markdown(displayed):
     show.summary(results(), {"accuracy": "accuracy (%)", "nll": "NLL"}, ["KD", "CE"])
     show.claims(judged())
     assert [kind for kind, _ in displayed] == ["Markdown"] * 3
-    assert "| KD | 86.50 ± 2.05 | – |" in displayed[1][1]
-    assert "+5 [+5, +5]" in displayed[2][1]
+    assert "| KD | 86.50\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}2.05 | – |" in displayed[1][1]
+    assert "+5 [+5,\N{NO-BREAK SPACE}+5]" in displayed[2][1]
     assert "**contradicted**" in displayed[2][1]
 
 
