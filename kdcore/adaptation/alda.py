@@ -10,46 +10,48 @@ features learn to defeat it, which aligns the domains, and what it has learned o
 unlabelled target samples.
 
 **Equations.** Logits give probabilities $p$ and pseudo-labels $\hat y=\arg\max_k p_k$; discriminator scores
-$s\in\mathbb{R}^C$ of the same features give $\xi=\sigma(s)$. Source batch $S$ with labels $y$; $T_\delta$ are the
-target samples with $\max_k p_k>\delta$. Per sample, the probability that class $k$ is true given pseudo-label $l$:
+$s\in\mathbb{R}^C$ of the same features give $\xi=\sigma(s)$. Source batch $S$ of $B$ samples ($B_s$ in the shapes
+below) with labels $y$; $T_\delta$ are the target samples with $\max_k p_k>\delta$. Per sample, the probability that
+class $k$ is true given pseudo-label $l$:
 
-$$\eta_{kl}=\begin{cases}\xi_l & k=l\\(1-\xi_l)/(C-1) & k\ne l\end{cases} \tag{1}$$
+$$\eta_{kl}=\xi_l\;\text{ for }k=l,\qquad \eta_{kl}=\frac{1-\xi_l}{C-1}\;\text{ for }k\ne l \tag{1}$$
 
-$$c_k=\sum_l\eta_{kl}\,[\hat y=l] \tag{2}$$
+$$c_k=\eta_{k\hat y} \tag{2}$$
 
-$$\mathrm{BCE}(c,t)=-\sum_k t_k\log c_k+(1-t_k)\log(1-c_k) \tag{3}$$
+Corrected labels are compared with the true label on the source and, on the target, with the opposite vector
+$u_k=\mathbb 1[k\ne\hat y]/(C-1)$, by $\mathrm{BCE}(c,t)=-\sum_k t_k\log c_k+(1-t_k)\log(1-c_k)$:
+
+$$L_{adv}=\frac1{B+|T_\delta|}\Big[\sum_{i\in S}\mathrm{BCE}(c_i,\mathrm{onehot}(y_i))
++\sum_{j\in T_\delta}\mathrm{BCE}(c_j,u_j)\Big] \tag{3}$$
+
+**How (3) is computed.** A corrected label has only two distinct values, so that its cross-entropy depends on the
+scores through $\xi=\xi_{\hat y}$ and on the target vector through $a=t_{\hat y}$ alone (its entries sum to 1):
 
 $$\begin{aligned}
-L_{adv}&=\frac1{B_s+|T_\delta|}\Big[\sum_{i\in S}\mathrm{BCE}(c_i,\mathrm{onehot}(y_i))
-+\sum_{j\in T_\delta}\mathrm{BCE}(c_j,u_j)\Big],\\
-u_{jk}&=\frac{1-[k=\hat y_j]}{C-1}
+E_a(\xi)={}&-a\log\xi-(1-a)\Big[\log(1-\xi)+\log\frac{1-\xi}{C-1}\Big]\\
+&-(C-2+a)\log\frac{C-2+\xi}{C-1}
 \end{aligned} \tag{4}$$
 
-$$L_{reg}=\frac1{B_s}\sum_{i\in S}-\log\mathrm{softmax}(s_i)_{y_i} \tag{5}$$
+with $a=\mathbb 1[\hat y=y]$ on the source and $a=0$ on the target. With $\log\xi=\log\sigma(s_{\hat y})$ and
+$\log(1-\xi)=\log\sigma(-s_{\hat y})$ nothing saturates and nothing is clamped.
 
-$$L_T=\frac1{|T_\delta|}\sum_{j\in T_\delta}\sum_k c_{jk}(1-p_{jk}) \tag{6}$$
+**Who minimises what.** The other two losses are
+
+$$L_{reg}=\frac1B\sum_{i\in S}-\log\mathrm{softmax}(s_i)_{y_i} \tag{8}$$
+
+$$L_T=\frac1{|T_\delta|}\sum_{j\in T_\delta}\sum_k c_{jk}(1-p_{jk}) \tag{9}$$
 
 The discriminator minimises $L_{adv}+L_{reg}$; the network minimises
 
-$$\frac1{B_s}\sum_{i\in S}-\log p_{iy_i}+\lambda(t)\,(L_T-L_{adv}) \tag{7}$$
+$$\frac1B\sum_{i\in S}-\log p_{iy_i}+\lambda(t)\,(L_T-L_{adv}) \tag{10}$$
 
 with the rising λ of `kdcore.foundations.reversal.ramp`; $c$ is a constant in $L_T$, and $L_{reg}$ does not reach
 the network.
 
-**How (3) is computed.** A corrected label has only two distinct values, so that (3) depends on the scores through
-$s_{\hat y}$ and on the target vector through $a=t_{\hat y}$ alone (its entries sum to 1):
-
-$$\begin{aligned}
-&-a\log\sigma(s)-(1-a)\Big[\log\sigma(-s)+\log\frac{\sigma(-s)}{C-1}\Big]\\
-&-(C-2+a)\log\frac{C-2+\sigma(s)}{C-1}
-\end{aligned} \tag{8}$$
-
-with $a=[\hat y=y]$ on the source and $a=0$ on the target. In this form nothing saturates and nothing is clamped.
-
 **Paper and code.** The published code is followed by default. (a) Its $L_{adv}$ is one mean over the source samples
-and the kept target samples, as in (4); the paper has one expectation per domain. (b) Its $L_T$ is
-$-\frac1{C|T_\delta|}\sum_j\sum_k c_{jk}p_{jk}$: the constant of (6) is gone, and a factor $1/C$ is there
-(``reduction="code"``; ``"paper"`` is (6)). (c) λ weighs $L_T$ in its scripts for Office, not in those for digits
+and the kept target samples, as in (3); the paper has one expectation per domain. (b) Its $L_T$ is
+$-\frac1{C|T_\delta|}\sum_j\sum_k c_{jk}p_{jk}$: the constant of (9) is gone, and a factor $1/C$ is there
+(``reduction="code"``; ``"paper"`` is (9)). (c) λ weighs $L_T$ in its scripts for Office, not in those for digits
 (`ramp_target`). (d) A batch without confident target sample gives NaN there and 0 here. (e) The scripts count λ in
 iterations, $t=\text{iteration}/10000$ without an end, here $t$ is the fraction of training;
 ``steepness=10 * iterations / 10000`` is the former.
@@ -140,7 +142,7 @@ def corrected_labels(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def correction_error(scores: Tensor, labels: Tensor, agreement: Tensor) -> Tensor:
-    """Cross-entropy of every sample's corrected label with a target vector, equations (3) and (8).
+    """Cross-entropy of every sample's corrected label with a target vector, equation (4).
 
     Args:
         scores: discriminator outputs before the sigmoid, shape (B, C).
@@ -185,7 +187,7 @@ def adversarial_loss(
     keep: Tensor,
     target_vector: TargetVector = "opposite",
 ) -> Tensor:
-    """How far the discriminator is from correcting source labels and refusing target labels, equation (4).
+    """How far the discriminator is from correcting source labels and refusing target labels, equation (3).
 
     Args:
         source_scores: discriminator outputs before the sigmoid, shape (B_s, C).
@@ -194,7 +196,7 @@ def adversarial_loss(
         target_pseudo: pseudo-labels of the target, shape (B_t,).
         source_labels: true labels, shape (B_s,).
         keep: which target samples count, bool, shape (B_t,).
-        target_vector: what corrected target labels should be: "opposite" is u of equation (4), "uniform" is 1/C
+        target_vector: what corrected target labels should be: "opposite" is u of equation (3), "uniform" is 1/C
             everywhere, which asks nothing of the pseudo-label and leaves the features no adversary.
 
     Returns:
@@ -227,7 +229,7 @@ def adversarial_loss(
 
 
 def regulariser_loss(source_scores: Tensor, source_labels: Tensor) -> Tensor:
-    """Cross-entropy of the discriminator as a classifier of the source, equation (5).
+    """Cross-entropy of the discriminator as a classifier of the source, equation (8).
 
     Args:
         source_scores: discriminator outputs, shape (B_s, C), of features without gradient: the loss is for the
@@ -254,14 +256,14 @@ def regulariser_loss(source_scores: Tensor, source_labels: Tensor) -> Tensor:
 def corrected_target_loss(
     target_logits: Tensor, target_scores: Tensor, target_pseudo: Tensor, keep: Tensor, reduction: Reduction = "code"
 ) -> Tensor:
-    """Unhinged loss of the classifier with the corrected labels, equation (6).
+    """Unhinged loss of the classifier with the corrected labels, equation (9).
 
     Args:
         target_logits: shape (B_t, C).
         target_scores: discriminator outputs before the sigmoid, shape (B_t, C); no gradient flows into them.
         target_pseudo: pseudo-labels, shape (B_t,).
         keep: which samples count, bool, shape (B_t,).
-        reduction: "paper" is (6), in [0, 1]; "code" is (6) less 1, divided by C, in [−1/C, 0].
+        reduction: "paper" is (9), in [0, 1]; "code" is (9) less 1, divided by C, in [−1/C, 0].
 
     Returns:
         Scalar; 0 if no sample is kept.
@@ -310,7 +312,7 @@ class NoiseScores(NamedTuple):
 
 
 class ALDA(Learner):
-    """Adversarial-learned loss for domain adaptation, equation (7), in one backward pass.
+    """Adversarial-learned loss for domain adaptation, equation (10), in one backward pass.
 
     The gradient of $L_{adv}$ is reversed on its way from the discriminator to the features. $L_{reg}$ comes from a
     second pass of the discriminator, over detached features and with the dropout of the first, so that the
@@ -388,7 +390,7 @@ class ALDA(Learner):
         self.progress = progress
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Terms of equation (7), already weighted; those not in use, or not yet, are 0."""
+        """Terms of equation (10), already weighted; those not in use, or not yet, are 0."""
         source, target = forward_domains(self.model.embed, batch.source.inputs, batch.target.inputs, self.joint)
         logits, labels = self.model.classifier(source), batch.source.labels
         loss = F.cross_entropy(logits, labels)

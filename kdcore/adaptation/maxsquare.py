@@ -9,33 +9,35 @@ The negative sum of squared probabilities sharpens as well, with a gradient that
 hard pixels keep their share. Two additions: each image's own predicted label histogram weights its pixels against
 class imbalance, and where a network has two heads, their average labels the target pixels for the weaker one.
 
-**Equations.** Logits $z\in\mathbb R^{B\times C\times H\times W}$, $p=\mathrm{softmax}_C(z)$, $M=HW$ pixels $m$ per
-image $n$. The loss, and what it has to do with a divergence from the uniform distribution $u$:
+**Equations.** Two classes show the difference. For a pixel with logit $x$ and $p=\sigma(x)$, entropy $H$ and
+$S=-\frac12(p^2+(1-p)^2)$ have
 
-$$L_{MS}=-\frac1{2BCM}\sum_{n,c,m}p_{ncm}^2 \tag{1}$$
+$$\frac{dH}{dp}=-\log\frac p{1-p} \tag{1}$$
 
-$$\begin{aligned}
-\chi^2(p\,\|\,u)&=\sum_c\frac{(p_c-1/C)^2}{1/C}=C\sum_cp_c^2-1,\\
-\overline{\chi^2}&=-2C^2L_{MS}-1
-\end{aligned} \tag{2}$$
+$$\frac{dS}{dp}=1-2p \tag{2}$$
 
-so minimising (1) maximises the mean Pearson divergence. Its rival is the entropy,
+and with respect to the logit both times $dp/dx=p(1-p)$, so that
 
-$$L_{ENT}=-\frac1{BCM}\sum_{n,c,m}p_{ncm}\log p_{ncm} \tag{3}$$
+$$\frac{dH/dx}{dS/dx}=\frac{\log\frac p{1-p}}{2p-1} \tag{3}$$
 
-and two classes show the difference. With logit $x$, $p=\sigma(x)$, entropy $H$ and $S=-\frac12(p^2+(1-p)^2)$:
+The ratio is 2 at $p=\frac12$ and grows without bound towards $p=1$. Logits of $N$ images,
+$z\in\mathbb R^{N\times C\times H\times W}$ (of shape (B, C, H, W) below), give $p=\mathrm{softmax}_C(z)$, with $M=HW$
+pixels $m$ per image $n$. The loss, and what it has to do with a divergence from the uniform distribution $u$:
 
-$$\begin{aligned}
-\frac{dH}{dx}&=-p(1-p)\log\frac p{1-p},\qquad\frac{dS}{dx}=p(1-p)(1-2p),\\
-\frac{dH/dx}{dS/dx}&=\frac{\log\frac p{1-p}}{2p-1}
-\end{aligned} \tag{4}$$
+$$L_{MS}=-\frac1{2NCM}\sum_{n,c,m}p_{ncm}^2 \tag{4}$$
 
-The ratio is 2 at $p=\frac12$ and grows without bound towards $p=1$. Image-wise weighting counts each image's predicted
-classes $\hat c_{nm}=\arg\max_cp_{ncm}$,
+$$\chi^2(p\,\|\,u)=\sum_c\frac{(p_c-1/C)^2}{1/C}=C\sum_cp_c^2-1 \tag{5}$$
 
-$$N_{nc}=\#\{m:\hat c_{nm}=c\},\qquad w_{nc}=\frac1{\max(N_{nc}^\alpha M^{1-\alpha},\,1)} \tag{5}$$
+The mean of (5) over all pixels is $-2C^2L_{MS}-1$, so minimising (4) maximises the mean Pearson divergence. Its rival
+is the entropy,
 
-$$L_{IW}=-\frac1{BC}\sum_{n,m}w_{n\hat c_{nm}}\sum_cp_{ncm}^2 \tag{6}$$
+$$L_{ENT}=-\frac1{NCM}\sum_{n,c,m}p_{ncm}\log p_{ncm}$$
+
+Image-wise weighting counts, in each image by itself, the number $N_c$ of pixels of each predicted class
+$\hat c_{nm}=\arg\max_cp_{ncm}$,
+
+$$w_c=\frac1{\max(N_c^\alpha M^{1-\alpha},\,1)},\qquad
+L_{IW}=-\frac1{NC}\sum_{n,m}w_{\hat c_{nm}}\sum_cp_{ncm}^2 \tag{6}$$
 
 without gradient through $w$. Multi-level guidance labels a target pixel by the average of the final head $p^{(1)}$
 and the low-level head $p^{(2)}$ wherever one of the two exceeds a threshold $\delta$,
@@ -43,18 +45,20 @@ and the low-level head $p^{(2)}$ wherever one of the two exceeds a threshold $\d
 $$\begin{aligned}
 \hat y_m&=\arg\max_c\tfrac12\bigl(p^{(1)}_{cm}+p^{(2)}_{cm}\bigr)\\
 &\text{if }\max\bigl(\max_cp^{(1)}_{cm},\,\max_cp^{(2)}_{cm}\bigr)>\delta,\text{ else ignored}
-\end{aligned} \tag{7}$$
+\end{aligned}$$
+
+and the whole objective is
 
 $$\begin{aligned}
 L={}&\mathrm{CE}(z^{(1)}_s,y_s)+\lambda_{seg}\mathrm{CE}(z^{(2)}_s,y_s)\\
 &+\lambda_TL_{IW}(p^{(1)}_t)+\lambda_T\lambda_{seg}\mathrm{CE}(z^{(2)}_t,\hat y)
-\end{aligned} \tag{8}$$
+\end{aligned}$$
 
 **Conventions.** Followed here is the published code.
 
-- It divides (1) and (3) by classes and pixels; the paper's formula divides by pixels only, $C$ times larger.
+- It divides (4) and the entropy by classes and pixels; the paper's formula divides by pixels only, $C$ times larger.
   The weight $\lambda_T=0.1$ belongs to the code's normalisation.
-- It has no ½ in (6): at $\alpha=0$, where $w=1/M$, (6) is twice (1).
+- It has no ½ in (6): at $\alpha=0$, where $w=1/M$, (6) is twice (4).
 - It weights a whole pixel by its argmax class; the paper's formula gives each term $p_{ncm}^2$ the weight of its own
   class index $c$ (and the factor ½, and no $1/C$). ``weight_by="class"`` follows that reading of the index with the
   code's constants, so that $\lambda_T$ keeps its meaning.
@@ -106,7 +110,7 @@ TargetLoss = Literal["none", "entropy", "maxsquare", "image_weighted", "pseudo_l
 
 
 def maximum_squares_loss(probabilities: Tensor) -> Tensor:
-    """Negative half mean of squared probabilities, equation (1).
+    """Negative half mean of squared probabilities, equation (4).
 
     Takes probabilities, not logits: it needs no logarithm, and its bounds are stated for them.
 
@@ -130,7 +134,7 @@ def maximum_squares_loss(probabilities: Tensor) -> Tensor:
 
 
 def entropy_loss(logits: Tensor) -> Tensor:
-    """Entropy of the predictions, averaged over classes and pixels, equation (3); the rival "MinEnt".
+    """Entropy of the predictions, averaged over classes and pixels; the rival "MinEnt".
 
     Takes logits, because the logarithm of a probability that underflows to 0 is infinite. The gradient flows
     through both factors of p log p.
@@ -155,7 +159,7 @@ def entropy_loss(logits: Tensor) -> Tensor:
 
 
 def binary_gradients(probability: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives of two-class entropy and maximum squares with respect to the logit, equation (4).
+    """Derivatives of two-class entropy and maximum squares with respect to the logit: p(1 − p) times (1) and (2).
 
     Args:
         probability: p in (0, 1) of the first class, any shape.
@@ -212,7 +216,7 @@ def confident_gradient_share(loss: Callable[[Tensor], Tensor], logits: Tensor, t
 
 
 def image_weights(probabilities: Tensor, alpha: float = 0.2) -> Tensor:
-    """Weight of each class in each image by how often it is predicted there, equation (5).
+    """Weight of each class in each image by how often it is predicted there, w in equation (6).
 
     Args:
         probabilities: shape (B, C, H, W); the classes of each pixel sum to 1.
@@ -245,7 +249,7 @@ def image_weighted_loss(probabilities: Tensor, alpha: float = 0.2, weight_by: We
         alpha: in [0, 1]; at 0 this is twice `maximum_squares_loss`.
         weight_by: "pixel" weights a pixel by its predicted class (the published code), "class" weights each squared
             probability by its own class (the paper's formula). There a class that an image does not show counts as
-            one with a single pixel, weight M^(α−1); the weight 1 of equation (5) would let it outweigh all others.
+            one with a single pixel, weight M^(α−1); the weight 1 of equation (6) would let it outweigh all others.
 
     Returns:
         Scalar below 0, the mean over images.
@@ -323,7 +327,7 @@ def pseudo_labels(probabilities: Tensor, threshold: float = 0.95, ignore_index: 
 def guided_pseudo_labels(
     final_probabilities: Tensor, low_probabilities: Tensor, threshold: float = 0.95, ignore_index: int = -100
 ) -> Tensor:
-    """Labels from the average of two heads where at least one of them is confident, equation (7).
+    """Labels from the average of two heads where at least one of them is confident.
 
     Args:
         final_probabilities: of the final head, shape (B, C, H, W).
@@ -382,7 +386,7 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = -100
 
 
 class SegmentationAdaptation(Learner):
-    """Supervised segmentation of source images plus an unsupervised loss on target images, equation (8).
+    """Supervised segmentation of source images plus an unsupervised loss on target images.
 
     The batch has two streams: ``batch.source`` with `inputs` (B, channels, H, W) and `labels` (B, H, W), and
     ``batch.target`` with `inputs`. Source and target pass through the model one after the other, so that each has its
@@ -478,7 +482,7 @@ class SegmentationAdaptation(Learner):
 
 
 def _class_weights(probabilities: Tensor, predicted: Tensor, alpha: float) -> Tensor:
-    """Equation (5), given the predicted classes (B, H, W)."""
+    """The weights of equation (6), given the predicted classes (B, H, W)."""
     classes = torch.arange(probabilities.shape[1], device=predicted.device)
     # Half precision cannot hold the number of pixels of a street scene.
     counts = (predicted[:, None] == classes[:, None, None]).sum(dim=(2, 3)).to(at_least_float32(probabilities).dtype)

@@ -24,9 +24,9 @@ $$L=L_A+\mathrm{CE}(z^s,y)+\lambda L_{hint} \tag{4}$$
 
 A fixed hint asks for the reverse: a regressor must predict $M^t$ from $M^s$. If it is affine in the channels it has at
 most $C_s$ directions to do so, and what it leaves of the variance is at least the tail of the spectrum
-$\lambda_1\ge\lambda_2\ge\dots$ of the covariance of the channels of $M^t$ over images and pixels:
+$\nu_1\ge\nu_2\ge\dots$ of the covariance of the channels of $M^t$ over images and pixels:
 
-$$\min_{R,b}\mathrm E\lVert M^t-RM^s-b\rVert^2\ \ge\ \sum_{j>C_s}\lambda_j \tag{5}$$
+$$\min_{R,b}\mathrm E\lVert M^t-RM^s-b\rVert^2\ \ge\ \sum_{j>C_s}\nu_j \tag{5}$$
 
 whatever the student computes. Without the stop in (3) (`mutual`) the module moves towards the student, too. If nothing
 else teaches it and it is rich enough, it ends at the student's mean given the teacher's map, and the hint at

@@ -16,33 +16,35 @@ $\tilde A=D^{-1/2}AD^{-1/2}$. A signal on the nodes is the sum of a low-pass and
 
 $$x=\tfrac12(I+\tilde A)\,x+\tfrac12(I-\tilde A)\,x \tag{1}$$
 
-The terms, with labelled nodes $V_L$, temperature $\tau$ and weight $\lambda$ of the labels:
+The low-frequency loss compares each student row with the teacher's at the node and at each neighbour,
 
-$$L_{label}=-\frac1{|V_L|}\sum_{i\in V_L}\log p^s_{iy_i} \tag{2}$$
+$$L_{LFD}=\frac1{|\mathcal E^+|}\sum_{(i,j)\in\mathcal E^+}\mathrm{KL}\big(p^t_j\,\|\,p^s_i\big) \tag{4}$$
 
-$$L_{LFD}=\frac1{|\mathcal E^+|}\sum_{(i,j)\in\mathcal E^+}\mathrm{KL}\big(p^t_j\,\|\,p^s_i\big) \tag{3}$$
+It is computed from the sums over neighbours, which do not change in training:
+
+$$L_{LFD}=-\frac1{|\mathcal E^+|}\sum_i\Big\langle\sum_{j:(i,j)\in\mathcal E^+}p^t_j,\;\log p^s_i\Big\rangle
+-\text{const} \tag{5}$$
+
+The inner sum is row $i$ of $A^+p^t$ with $A^+=A+I$, so one product with the graph is enough for a whole training; the
+constant is the mean entropy of the targets, $\frac1{|\mathcal E^+|}\sum_{(i,j)\in\mathcal E^+}\mathrm H(p^t_j)$. The
+high-frequency loss has a temperature $\tau$,
 
 $$L_{HFD}=\frac1{|\mathcal E|}\sum_{(i,j)\in\mathcal E}\mathrm{KL}\big(q^t_{ij}\,\|\,q^s_{ij}\big),\qquad
-q_{ij}=\mathrm{softmax}\big(|z_i-z_j|/\tau\big) \tag{4}$$
+q_{ij}=\mathrm{softmax}\big(|z_i-z_j|/\tau\big) \tag{7}$$
 
-$$L=\lambda L_{label}+(1-\lambda)(L_{LFD}+L_{HFD}) \tag{5}$$
+and since $|z_i-z_j|=|z_j-z_i|$, both directions of an edge give the same summand: the mean over undirected edges is
+the same number at half the price. With the label loss $L_{label}$, the mean of $-\log p^s_{iy_i}$ over the labelled
+nodes $V_L$, and its weight $\lambda$,
+
+$$L=\lambda L_{label}+(1-\lambda)\big(L_{LFD}+L_{HFD}\big) \tag{9}$$
 
 The rival, GLNN (Zhang et al. 2022), copies node by node:
 
-$$L_{GLNN}=\lambda L_{label}+(1-\lambda)\frac1N\sum_i\mathrm{KL}\big(p^t_i\,\|\,p^s_i\big) \tag{6}$$
-
-**How (3) and (4) are computed.** In (3) the student's row $i$ meets the sum of its neighbours' probabilities, which
-does not change in training: with $A^+=A+I$ and the teacher's entropy $\mathrm H$,
-
-$$L_{LFD}=-\frac1{|\mathcal E^+|}\sum_i\big\langle(A^+p^t)_i,\log p^s_i\big\rangle
--\frac1{|\mathcal E^+|}\sum_{(i,j)\in\mathcal E^+}\mathrm H(p^t_j) \tag{7}$$
-
-so one product with the graph is enough for a whole training. In (4), $|z_i-z_j|=|z_j-z_i|$: both directions of an
-edge give the same summand, and the mean over undirected edges is the same number at half the price.
+$$L_{GLNN}=\lambda L_{label}+(1-\lambda)\frac1N\sum_i\mathrm{KL}\big(p^t_i\,\|\,p^s_i\big)$$
 
 **Conventions.** The published code is followed. KL is summed over classes and averaged over edges, so a node counts
-as often as it has neighbours. Only (4) has a temperature, and no factor $\tau^2$. The absolute value is taken of raw
-logits, class by class; $q$ is not what the classes' probabilities would give, and it forgets the sign, so (4) alone
+as often as it has neighbours. Only (7) has a temperature, and no factor $\tau^2$. The absolute value is taken of raw
+logits, class by class; $q$ is not what the classes' probabilities would give, and it forgets the sign, so (7) alone
 cannot say which class is right. The paper puts the teacher at $i$ and the student at the neighbour $j$; on a
 symmetric graph the sum is the same. One training step takes the whole graph.
 
@@ -199,7 +201,7 @@ def high_pass(signal: Tensor, edges: Tensor) -> Tensor:
 
 
 def label_loss(student_logits: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """Cross-entropy with the labels of the labelled nodes, equation (2).
+    """Cross-entropy with the labels of the labelled nodes, $L_{label}$ of equation (9).
 
     Args:
         student_logits: of all nodes, shape (N, C).
@@ -227,7 +229,7 @@ def label_loss(student_logits: Tensor, labels: Tensor, labelled: Tensor) -> Tens
 
 
 def node_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Each node copies the teacher's output at this node, second term of equation (6); GLNN.
+    """Each node copies the teacher's output at this node, the second term of GLNN.
 
     This is `kdcore.foundations.kd.distillation_loss` at temperature 1.
 
@@ -250,7 +252,7 @@ def node_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Te
 
 
 def low_frequency_loss(student_logits: Tensor, teacher_logits: Tensor, edges_with_loops: Tensor) -> Tensor:
-    """Each node copies the teacher's outputs at this node and at its neighbours, equation (3), edge by edge.
+    """Each node copies the teacher's outputs at this node and at its neighbours, equation (4), edge by edge.
 
     `neighbour_targets` and `neighbour_cross_entropy` give the same number faster where the teacher stays.
 
@@ -284,7 +286,7 @@ def low_frequency_loss(student_logits: Tensor, teacher_logits: Tensor, edges_wit
 
 
 class NeighbourTargets(NamedTuple):
-    """What equation (7) needs of the teacher and the graph.
+    """What equation (5) needs of the teacher and the graph.
 
     Attributes:
         probabilities: $A^+p^t/|E^+|$, shape (N, C); all entries together sum to 1.
@@ -302,7 +304,7 @@ class NeighbourTargets(NamedTuple):
 
 
 def neighbour_targets(teacher_logits: Tensor, edges_with_loops: Tensor) -> NeighbourTargets:
-    """The parts of equation (7) that stay the same throughout training.
+    """The parts of equation (5) that stay the same throughout training.
 
     Args:
         teacher_logits: shape (N, C); no gradient flows into them.
@@ -334,7 +336,7 @@ def neighbour_targets(teacher_logits: Tensor, edges_with_loops: Tensor) -> Neigh
 
 
 def neighbour_cross_entropy(student_logits: Tensor, targets: NeighbourTargets) -> Tensor:
-    """The low-frequency loss from precomputed targets, equation (7).
+    """The low-frequency loss from precomputed targets, equation (5).
 
     Args:
         student_logits: shape (N, C).
@@ -357,7 +359,7 @@ def neighbour_cross_entropy(student_logits: Tensor, targets: NeighbourTargets) -
 
 
 def difference_log_probabilities(logits: Tensor, edges: Tensor, temperature: float = 1.5) -> Tensor:
-    """Logarithm of q, the softmax over the sizes of logit differences along edges, equation (4).
+    """Logarithm of q, the softmax over the sizes of logit differences along edges, equation (7).
 
     Args:
         logits: shape (N, C).
@@ -387,7 +389,7 @@ def difference_log_probabilities(logits: Tensor, edges: Tensor, temperature: flo
 def high_frequency_loss(
     student_logits: Tensor, teacher_logits: Tensor, edges: Tensor, temperature: float = 1.5
 ) -> Tensor:
-    """Along each edge the sizes of logit differences keep the teacher's proportions, equation (4).
+    """Along each edge the sizes of logit differences keep the teacher's proportions, equation (7).
 
     Where student logits of neighbours agree in a class, the absolute value has subgradient 0: identical outputs
     get no gradient.
@@ -453,7 +455,7 @@ def low_frequency_cosine(student_logits: Tensor, teacher_logits: Tensor, edges: 
 def high_frequency_distance(student_logits: Tensor, teacher_logits: Tensor, edges: Tensor) -> Tensor:
     r"""How far the student's differences along edges are from the teacher's: mean length of the gap over edges.
 
-    Euclidean norm over classes of what equation (4) compares, before softmax and temperature. A constant added to
+    Euclidean norm over classes of what equation (7) compares, before softmax and temperature. A constant added to
     one node's logits changes nothing in its prediction but would change differences, so each node's mean over
     classes is subtracted first.
 
@@ -560,7 +562,7 @@ def full_batch(graph: GraphData) -> Arrays:
 
 
 class GraphTeacher(Learner):
-    """A graph network learns the labelled nodes of its graph, equation (2), full batch.
+    """A graph network learns the labelled nodes of its graph by the label loss, full batch.
 
     Args:
         model: maps features (N, F) and edges (2, E) to logits (N, C), like `kdcore.models.GraphNetwork`.
@@ -602,18 +604,18 @@ class GraphTeacher(Learner):
 
 
 class GraphDistillation(Learner):
-    """An MLP learns from labels and from a graph network's logits, equations (5) and (6), full batch.
+    """An MLP learns from labels and from a graph network's logits, equation (9) or GLNN, full batch.
 
     The student sees features alone; the graph enters through the losses. What they need of teacher and graph is
-    computed once: the targets of equation (7) and the teacher's part of equation (4), per undirected edge.
+    computed once: the targets of equation (5) and the teacher's part of equation (7), per undirected edge.
 
     Args:
         student: maps features (N, F) to logits (N, C).
         graph: features of all nodes are used (transductive training), labels of `graph.train` only.
         teacher_logits: of all nodes, computed in evaluation mode, shape (N, C).
-        mode: "ff_g2m" is (5); "lfd" and "hfd" keep one of its two distillation terms; "glnn" is (6); "mlp" is the
-            label loss alone, without λ.
-        temperature: τ > 0 of equation (4).
+        mode: "ff_g2m" is (9); "lfd" and "hfd" keep one of its two distillation terms; "glnn" copies node by node;
+            "mlp" is the label loss alone, without λ.
+        temperature: τ > 0 of equation (7).
         label_weight: λ in [0, 1].
 
     Raises:

@@ -30,7 +30,7 @@ $$L=L_{task}+L_{SAD}+\lambda_{KL}L_{KL}+\lambda_fL_{feat} \tag{6}$$
 A branch can be read as a classifier of classes in two ways: by its marginal, or as HSAKD's code measures it, by a sum
 of logits over rotations, which is a product of probabilities and no marginal.
 
-$$\log p_\ell(c\mid x)=\log\sum_j\mathrm{softmax}(u_\ell)_{cj},\qquad s_\ell(c)=\sum_ju_{\ell,cj} \tag{7}$$
+$$\log p_\ell(c)=\log\sum_j\mathrm{softmax}(u_\ell)_{cj},\qquad s_\ell(c)=\sum_ju_{\ell,cj} \tag{7}$$
 
 Two heads, one for the class and one for the rotation, are the special case of additive logits. With the marginals as
 its two factors such a branch reaches no less than the sum of their entropies, so what it cannot express is the

@@ -12,17 +12,17 @@ $K=4$ quarter turns in the paper. The model gives logits $o\in\mathbb R^K$.
 
 $$g_0(x)=x,\quad g_1(x)=\text{reverse rows}\,(x^\top),\quad g_2=g_1\circ g_1,\quad g_3=g_1^{-1} \tag{1}$$
 
-$$x_{Ki+y}=g_y(x_i),\qquad y_{Ki+y}=y \tag{2}$$
+All turns of all $B$ images make one batch, image by image: row $Ki+y$ is $g_y(x_i)$ and has the label $y$.
 
-$$L=-\frac1{KB}\sum_{i=0}^{B-1}\sum_{y=0}^{K-1}\log\mathrm{softmax}\big(o(x_{Ki+y})\big)_y \tag{3}$$
+$$L=-\frac1{KB}\sum_{i=0}^{B-1}\sum_{y=0}^{K-1}\log\mathrm{softmax}\big(o(g_y(x_i))\big)_y \tag{2}$$
 
 **What the loss can reach.** Let $p(x)$ be the density of upright images. All turns are equally frequent, so the best
 answer to a turned image $x'$ compares how likely its four back-turned versions are, and the best loss is the mean
 entropy of the pose $q$ that an object has in the data, over the orbits of images under turning:
 
-$$P(y\mid x')=\frac{p(g_y^{-1}x')}{\sum_jp(g_j^{-1}x')} \tag{4}$$
+$$P(y\mid x')=\frac{p(g_y^{-1}x')}{\sum_jp(g_j^{-1}x')} \tag{3}$$
 
-$$L^*=\mathbb E_{\text{orbit}}\Big[-\sum_yq_y\log q_y\Big] \tag{5}$$
+$$L^*=\mathbb E_{\text{orbits}}\Big[-\sum_yq_y\log q_y\Big] \tag{5}$$
 
 **Reading features out.** With the map $F_\ell$ after block $\ell$ of the frozen network: a linear probe sees $F_\ell$
 pooled to a grid of about the same number of values for each block; a classifier $h$, a fresh block with pooling and a
@@ -35,7 +35,7 @@ turns images before it normalises their colours; images here have values in [0, 
 are in the paper only (as remembered): multiples of 45° need interpolation, and here the corners that come in are black.
 
 **Source status.** Read from the authors' code: rotation, batch layout, loss, networks, classifiers, schedules. Of the
-paper's text the abstract was read; its tables are from memory. Equations (4) and (5) are derived here.
+paper's text the abstract was read; its tables are from memory. Equations (3) and (5) are derived here.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def rotate(images: Tensor, degrees: float) -> Tensor:
 
 
 def rotated_batch(images: Tensor, angles: Sequence[float] = QUARTER_TURNS) -> tuple[Tensor, Tensor]:
-    """Every image in all K turns and the number of each turn, image by image, equation (2).
+    """Every image in all K turns and the number of each turn, image by image: the batch of equation (2).
 
     Args:
         images: shape (B, c, H, H).
@@ -131,7 +131,7 @@ def rotated_batch(images: Tensor, angles: Sequence[float] = QUARTER_TURNS) -> tu
 
 
 def rotation_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the predicted turn, averaged over all turned images, equation (3).
+    """Cross-entropy of the predicted turn, averaged over all turned images, equation (2).
 
     Args:
         logits: shape (KB, K), of the images that `rotated_batch` returns.
@@ -177,7 +177,7 @@ def loss_floor(pose_shares: Tensor) -> Tensor:
 
 
 class RotationPretext(Learner):
-    """Trains a network to recognise turns: equations (2) and (3).
+    """Trains a network to recognise turns, equation (2).
 
     Augmentation belongs into `fit(augment=…)`: it is drawn once per image, before the turns, so that all copies share
     it and it gives none of them away.

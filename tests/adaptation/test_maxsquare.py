@@ -305,7 +305,7 @@ def test_weighting_by_pixel_or_class_nearly_agrees_on_random_predictions():
 
 
 def test_absent_class_does_not_take_over_when_weighting_by_class():
-    # Class 2 is never predicted; with the bare weight 1 of equation (5) it alone would exceed the whole loss.
+    # Class 2 is never predicted; with the bare weight 1 of equation (6) it alone would exceed the whole loss.
     probabilities = torch.tensor([0.6, 0.3, 0.1], dtype=DOUBLE).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     weights = image_weights(probabilities, 0.2)[0]
     assert weights[2].item() == 1
@@ -416,7 +416,7 @@ def small_batch():
     return SimpleNamespace(source=source, target=Arrays(inputs=5 * torch.rand(2, 1, 4, 4, dtype=DOUBLE)))
 
 
-def test_learner_terms_are_those_of_equation_8():
+def test_learner_terms_are_those_of_the_objective():
     model, batch = TwoHeads(), small_batch()
     learner = SegmentationAdaptation(
         model, "image_weighted", 0.09, alpha=0.3, threshold=0.6, multi_level=True, auxiliary_weight=0.2, ignore_index=-1

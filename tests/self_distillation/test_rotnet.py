@@ -166,7 +166,7 @@ def test_free_logits_reach_the_floor_and_go_no_lower():
     optimizer.step(closure)
     floor = loss_floor(shares).item()
     assert floor - 1e-9 <= expected_loss().item() <= floor + 1e-3
-    # equation (4): the second object, seen in pose 0, was turned by 0° from pose 0 or by 180° from pose 2
+    # equation (3): the second object, seen in pose 0, was turned by 0° from pose 0 or by 180° from pose 2
     torch.testing.assert_close(
         table[1, 0].softmax(dim=0), torch.tensor([0.7, 0.0, 0.3, 0.0], dtype=torch.float64), atol=1e-2, rtol=0
     )
