@@ -87,7 +87,7 @@ EXERCISES = {
         _logits_cases(),
         _right,
         {
-            "The deviation is the biased one, divided by C: equation (4) divides by C − 1.": lambda s, t: _divergence(
+            "The deviation is the biased one, divided by C: equation (5) divides by C − 1.": lambda s, t: _divergence(
                 _unit(s, correction=0), _unit(t, correction=0)
             ),
             "The deviation is that of a class over the batch (dimension 0): each image has its own.": (

@@ -55,16 +55,16 @@ EXERCISES = {
         _loss_cases(),
         _right,
         {
-            "The questions are summed: equation (4) takes the mean over images and questions.": _other(
+            "The questions are summed: equation (3) takes the mean over images and questions.": _other(
                 lambda v, a: _BCE(v, a) * v.shape[1]
             ),
-            "Everything is summed: equation (4) takes the mean over images and questions.": _other(
+            "Everything is summed: equation (3) takes the mean over images and questions.": _other(
                 lambda v, a: _BCE(v, a, reduction="sum")
             ),
             "The sigmoid is taken twice: the loss with logits applies it by itself.": _other(
                 lambda v, a: _BCE(v.sigmoid(), a)
             ),
-            "The softmax runs over the aspect columns too: equation (3) is about class columns only.": _other(
+            "The softmax runs over the aspect columns too: equation (2) is about class columns only.": _other(
                 _BCE, class_columns_only=False
             ),
             "The answers are rounded: they are probabilities and stay so.": _other(
@@ -73,7 +73,7 @@ EXERCISES = {
             "This is the squared difference of probabilities, not binary cross-entropy.": _other(
                 lambda v, a: F.mse_loss(v.sigmoid(), a)
             ),
-            "The answers' entropy is subtracted: this is the divergence, and (4) the cross-entropy.": _other(
+            "The answers' entropy is subtracted: this is the divergence, and (3) the cross-entropy.": _other(
                 lambda v, a: _BCE(v, a) - _BCE(a.logit(), a)
             ),
             "A softmax over the questions makes them exclude each other: each is a question of its own.": _other(

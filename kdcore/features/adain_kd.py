@@ -12,22 +12,20 @@ that every statistic counts as much as it matters to the teacher.
 student map $F^s_\ell\in\mathbb R^{B\times C_\ell\times H'\times W'}$ after its connector, teacher's tail
 $\mathcal T_{>\ell}$ from that map to logits, teacher logits $z^t\in\mathbb R^{B\times C}$:
 
-$$\mu_{bc}(F)=\frac1{HW}\sum_{hw}F_{bchw} \tag{1}$$
+$$\begin{aligned}
+\mu_{bc}(F)&=\frac1{HW}\sum_{hw}F_{bchw},\\
+\sigma_{bc}(F)&=\sqrt{\frac1{HW}\sum_{hw}\big(F_{bchw}-\mu_{bc}(F)\big)^2+\epsilon},\qquad\epsilon=10^{-5}
+\end{aligned} \tag{1}$$
 
-$$\sigma_{bc}(F)=\sqrt{\frac1{HW}\sum_{hw}\big(F_{bchw}-\mu_{bc}(F)\big)^2+\epsilon},\qquad\epsilon=10^{-5} \tag{2}$$
+$$L_{SM}=\sum_\ell\frac1{BC_\ell}\sum_{bc}\Big[\big(\mu_{bc}(F^s_\ell)-\mu_{bc}(F^t_\ell)\big)^2
++\big(\sigma_{bc}(F^s_\ell)-\sigma_{bc}(F^t_\ell)\big)^2\Big] \tag{2}$$
 
-$$L_\mu(F^s,F^t)=\frac1{BC_\ell}\sum_{bc}\big(\mu_{bc}(F^s)-\mu_{bc}(F^t)\big)^2 \tag{3}$$
+$$\tilde F_\ell=\sigma(F^s_\ell)\odot\frac{F^t_\ell-\mu(F^t_\ell)}{\sigma(F^t_\ell)}+\mu(F^s_\ell) \tag{3}$$
 
-$$L_\sigma(F^s,F^t)=\frac1{BC_\ell}\sum_{bc}\big(\sigma_{bc}(F^s)-\sigma_{bc}(F^t)\big)^2 \tag{4}$$
-
-$$L_{SM}=\sum_\ell L_\mu(F^s_\ell,F^t_\ell)+L_\sigma(F^s_\ell,F^t_\ell) \tag{5}$$
-
-$$\tilde F_\ell=\sigma(F^s_\ell)\odot\frac{F^t_\ell-\mu(F^t_\ell)}{\sigma(F^t_\ell)}+\mu(F^s_\ell) \tag{6}$$
-
-$$\tilde z_\ell=\mathcal T_{>\ell}(\tilde F_\ell),\qquad
-L_A=\sum_\ell\frac1{BC}\lVert\tilde z_\ell-z^t\rVert_2^2 \tag{7}$$
-
-$$L=\mathrm{CE}(z^s,y)+\lambda_{SM}L_{SM}+\lambda_AL_A \tag{8}$$
+$$\begin{aligned}
+L_A&=\sum_\ell\frac1{BC}\big\lVert\mathcal T_{>\ell}(\tilde F_\ell)-z^t\big\rVert_2^2,\\
+L&=\mathrm{CE}(z^s,y)+\lambda_{SM}L_{SM}+\lambda_AL_A
+\end{aligned} \tag{4}$$
 
 **Conventions.** Statistics are taken per sample, never over the batch, and the variance is the biased one; much AdaIN
 code divides by $HW-1$. Only statistics of the student enter, so its maps may differ in height and width from the
@@ -35,11 +33,12 @@ teacher's. $F^t_\ell$ is a constant: the student's gradient passes through $\mu(
 The tail runs with frozen weights and batch norm in evaluation mode, once per stage. Statistics are computed in
 float32 at least, as $\epsilon$ is below half precision's normal range.
 
-**Paper and code.** The authors published no code for this paper. Their follow-up (KD_SRRL, ICLR 2021) keeps (3) at the
-last map, without (4), and the squared distance of (7) between logits, both with weight 1. Other output distances are
-offered because the paper's is not known: divergence at temperature $\tau$, or cross-entropy with the labels.
+**Paper and code.** The authors published no code for this paper. Their follow-up (KD_SRRL, ICLR 2021) keeps the means
+of (2) at the last map, without the deviations, and the squared distance of (4) between logits, both with weight 1.
+Other output distances are offered because the paper's is not known: divergence at temperature $\tau$, or cross-entropy
+with the labels.
 
-**Source status.** Reconstructed: the idea and (6) from the abstract and memory; connector, reductions, weights and
+**Source status.** Reconstructed: the idea and (3) from the abstract and memory; connector, reductions, weights and
 distance from the authors' follow-up code. Adding $\epsilon$ inside the root, biased variance, the sum over stages
 and the default stages are choices made here.
 """
@@ -82,14 +81,14 @@ __all__ = [
 ]
 
 EPSILON = 1e-5
-"""ε inside the square root of equation (2)."""
+"""ε inside the square root of equation (1)."""
 
 Inject = Literal["both", "mean", "std"]
 OutputDistance = Literal["mse", "kl", "ce"]
 
 
 def channel_mean(features: Tensor) -> Tensor:
-    """Mean of each sample's channels over the pixels, equation (1).
+    """Mean of each sample's channels over the pixels, μ of equation (1).
 
     Args:
         features: shape (B, C, H, W).
@@ -110,7 +109,7 @@ def channel_mean(features: Tensor) -> Tensor:
 
 
 def channel_std(features: Tensor) -> Tensor:
-    """Standard deviation of each sample's channels over the pixels, equation (2).
+    """Standard deviation of each sample's channels over the pixels, σ of equation (1).
 
     Args:
         features: shape (B, C, H, W) with at least two pixels.
@@ -131,7 +130,7 @@ def channel_std(features: Tensor) -> Tensor:
 
 
 def mean_matching_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Squared difference of channel means, averaged over channels and batch, equation (3).
+    """Squared difference of channel means, mean over channels and batch: the first half of (2), for one stage.
 
     Args:
         student_map: shape (B, C, H', W').
@@ -153,7 +152,7 @@ def mean_matching_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def std_matching_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Squared difference of channel standard deviations, averaged over channels and batch, equation (4).
+    """Squared difference of channel deviations, mean over channels and batch: the second half of (2), for one stage.
 
     Args:
         student_map: shape (B, C, H', W') with at least two pixels.
@@ -176,7 +175,7 @@ def std_matching_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def statistics_matching_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Distance of the statistics of one stage: (3) plus (4), a summand of equation (5).
+    """Distance of the statistics of one stage, means and deviations: a summand of equation (2).
 
     Args:
         student_map: shape (B, C, H', W') with at least two pixels.
@@ -198,7 +197,7 @@ def statistics_matching_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor
 
 
 def adaptive_instance_norm(student_map: Tensor, teacher_map: Tensor, inject: Inject = "both") -> Tensor:
-    """The teacher's map with the student's channel statistics, equation (6).
+    """The teacher's map with the student's channel statistics, equation (3).
 
     Args:
         student_map: shape (B, C, H', W'); gradient reaches it through its statistics.
@@ -238,13 +237,13 @@ def evaluation_loss(
     output_distance: OutputDistance = "mse",
     temperature: float = 4.0,
 ) -> Tensor:
-    """Damage that the student's statistics do to the teacher's output, a summand of equation (7).
+    """Damage that the student's statistics do to the teacher's output, a summand of L_A in equation (4).
 
     Args:
         evaluated_logits: the teacher's logits on the transplanted map, shape (B, C).
         teacher_logits: the teacher's own logits, shape (B, C); no gradient flows into them.
         labels: shape (B,), integers in [0, C); used by "ce" alone.
-        output_distance: "mse" is (7); "kl" the divergence of softened probabilities times τ²; "ce" the cross-entropy
+        output_distance: "mse" is (4); "kl" the divergence of softened probabilities times τ²; "ce" the cross-entropy
             of the evaluated logits with the labels.
         temperature: τ > 0 of "kl".
 
@@ -272,7 +271,7 @@ def evaluation_loss(
 
 
 class AdaINDistillation(Learner):
-    """Cross-entropy, matched statistics and the teacher's evaluation of them, equation (8).
+    """Cross-entropy, matched statistics and the teacher's evaluation of them, equation (4).
 
     Where channels differ, a connector (1×1 convolution, batch norm, ReLU) is trained along with the student.
 
@@ -284,7 +283,7 @@ class AdaINDistillation(Learner):
         evaluation_weight: λ_A ≥ 0; at 0 the teacher's tail is not run, and with both at 0 neither is the teacher.
         output_distance: see `evaluation_loss`.
         temperature: τ > 0 of the output distance "kl".
-        inject: see `adaptive_instance_norm`; the matched statistics (5) are not affected.
+        inject: see `adaptive_instance_norm`; the matched statistics (2) are not affected.
         relu_after: clip the transplanted map at 0, as the tail was trained on maps that are never negative.
 
     Raises:
@@ -344,7 +343,7 @@ class AdaINDistillation(Learner):
         return [maps[stage] for stage in self.stages], logits
 
     def evaluated_logits(self, student_maps: list[Tensor], teacher_maps: list[Tensor]) -> list[Tensor]:
-        """The teacher's logits (B, C) on each transplanted map, the first half of equation (7).
+        """The teacher's logits (B, C) on each transplanted map, which equation (4) compares with its own.
 
         Args:
             student_maps: as `student_maps` gives them.
@@ -361,7 +360,7 @@ class AdaINDistillation(Learner):
         return logits
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The three terms of equation (8), weighted, of `batch.inputs` and `batch.labels`."""
+        """The three terms of L in equation (4), weighted, of `batch.inputs` and `batch.labels`."""
         if not (self.statistics_weight or self.evaluation_weight):
             return {"cross_entropy": _cross_entropy(self.model(batch.inputs), batch.labels)}
         teacher_maps, teacher_logits = self.teacher_maps(batch.inputs)

@@ -15,35 +15,37 @@ $k=1..C$ with training samples $I_k$, temperature $\tau$, weights $\lambda_{KD},
 
 $$c_k=\frac1{|I_k|}\sum_{i\in I_k}f^t_i,\qquad u_k=\frac{c_k}{\lVert c_k\rVert} \tag{1}$$
 
-$$\begin{aligned}
-L_{ND}&=\frac1B\sum_i\Bigl(1-\frac{\langle f^s_i,u_{y_i}\rangle}{\max(\lVert f^s_i\rVert,\lVert f^t_i\rVert)}\Bigr)\\
-&=\frac1B\sum_i\Bigl(1-\min\bigl(1,\tfrac{\lVert f^s_i\rVert}{\lVert f^t_i\rVert}\bigr)\cos\theta_i\Bigr)
-\end{aligned} \tag{2}$$
+With the norms $\rho_i=\lVert f^s_i\rVert$ and $R_i=\lVert f^t_i\rVert$ and the angle $\theta_i$ between $f^s_i$ and
+$u_{y_i}$,
 
-$$L=\mathrm{CE}(z^s,y)+r(n)\,\lambda_{KD}\,\tau^2\,\mathrm{KL}\bigl(p^t(\tau)\,\|\,p^s(\tau)\bigr)+\lambda_{ND}L_{ND}
-\tag{3}$$
+$$L_{ND}=\frac1B\sum_i\Bigl(1-\frac{\langle f^s_i,u_{y_i}\rangle}{\max(\rho_i,R_i)}\Bigr) \tag{2}$$
 
-$$r(n)=\min(1,n/E) \tag{4}$$
+$$L_{ND}=\frac1B\sum_i\Bigl(1-\min\bigl(1,\tfrac{\rho_i}{R_i}\bigr)\cos\theta_i\Bigr) \tag{3}$$
 
-where $\theta_i$ is the angle between $f^s_i$ and $u_{y_i}$. The rivals are the direction alone,
+are the same, and with a ramp of $E$ epochs before distillation,
 
-$$L_D=\frac1B\sum_i(1-\cos\theta_i) \tag{5}$$
+$$L=\mathrm{CE}(z^s,y)+\min\bigl(1,\tfrac nE\bigr)\,\lambda_{KD}\,\tau^2\,\mathrm{KL}(p^t\|p^s)+\lambda_{ND}L_{ND}
+\tag{9}$$
 
-and the norm alone, a step $\rho$ longer than it is, where $\mathrm{sg}$ stops the gradient:
+The rivals are the direction alone,
 
-$$L_N=\frac1B\sum_i\bigl(\lVert f^s_i\rVert-\mathrm{sg}\lVert f^s_i\rVert-\rho\bigr)^2 \tag{6}$$
+$$L_D=\frac1B\sum_i(1-\cos\theta_i)$$
+
+and the norm alone, a step $r$ longer than it is, where $\mathrm{sg}$ stops the gradient:
+
+$$L_N=\frac1B\sum_i\bigl(\rho_i-\mathrm{sg}(\rho_i)-r\bigr)^2$$
 
 In place of (1) means may be kept while training. A batch with $B_k$ samples of class $k$ and their mean $m_k$ gives
 
-$$c_k\leftarrow c_k+\beta_k(m_k-c_k) \tag{7}$$
+$$c_k\leftarrow c_k+\beta_k(m_k-c_k) \tag{11}$$
 
 with $\beta_k=B_k$ divided by the number of the class's samples so far, which after one pass over the data is (1), or
 with a constant $\beta_k=\beta$ that forgets.
 
-**The two branches of (2).** A feature shorter than the teacher's has the gradient $-u_{y_i}/(B\lVert f^t_i\rVert)$, the
-same wherever it lies. A longer one has that of $1-\cos\theta_i$, which is orthogonal to $f^s_i$, so that its length is
-left alone; for this, gradient must flow through $\lVert f^s_i\rVert$. At equal norms `torch.maximum` gives each of the
-two half of the gradient, which is the mean of both branches.
+**The two branches of (2).** A feature shorter than the teacher's has the gradient $-u_{y_i}/(BR_i)$, the same wherever
+it lies. A longer one has that of $1-\cos\theta_i$, which is orthogonal to $f^s_i$, so that its length is left alone;
+for this, gradient must flow through $\rho_i$. At equal norms `torch.maximum` gives each of the two half of the
+gradient, which is the mean of both branches.
 
 **Different widths.** Batch norm, dropout of one half and a linear layer take the student's feature to the teacher's
 width for (2) alone; the student's own classifier never sees them, and they are dropped after training.
@@ -53,8 +55,8 @@ gathered. It takes the means over augmented images and rounds them to four decim
 nothing is rounded. The paper writes (2) without the constant 1. Teacher and means are constants. Norms are computed in
 float32 at least, and below by $10^{-12}$ where both features are zero.
 
-**Source status.** (1) to (4) and the adapter read from the authors' code for CIFAR, weights from its README; of the
-paper only the abstract was read. (6) is from memory. (7) is an addition made here.
+**Source status.** (1), (2), (9) and the adapter read from the authors' code for CIFAR, weights from its README; of the
+paper only the abstract was read. $L_N$ is from memory. (11) is an addition made here.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 class RunningMeans(nn.Module):
-    """Class means that are kept up to date batch by batch, equation (7).
+    """Class means that are kept up to date batch by batch, equation (11).
 
     For training in which the teacher sees new, augmented images at each step, or a data set that one does not want to
     pass once more.
@@ -245,7 +247,7 @@ def nd_loss(student_features: Tensor, teacher_features: Tensor, means: Tensor, l
 
 
 def direction_loss(student_features: Tensor, means: Tensor, labels: Tensor) -> Tensor:
-    """One minus the cosine with the class mean, equation (5): the direction alone.
+    """One minus the cosine with the class mean: the direction alone.
 
     Args:
         student_features: shape (B, d).
@@ -270,17 +272,17 @@ def direction_loss(student_features: Tensor, means: Tensor, labels: Tensor) -> T
 
 
 def norm_loss(student_features: Tensor, step: float = 1.0) -> Tensor:
-    """Distance of each norm from one that is a step larger, equation (6): the norm alone.
+    """Distance of each norm from one that is a step larger: the norm alone.
 
-    Its value is ρ² always. Its gradient, −2ρ/B along the feature, is the same at any length: nothing says when a
+    Its value is r² always. Its gradient, −2r/B along the feature, is the same at any length: nothing says when a
     feature is long enough.
 
     Args:
         student_features: shape (B, d).
-        step: ρ > 0.
+        step: r > 0.
 
     Returns:
-        Scalar, ρ².
+        Scalar, r².
 
     Raises:
         ValueError: `student_features` is not a finite (B, d) matrix, or `step` is not positive.
@@ -298,7 +300,7 @@ def norm_loss(student_features: Tensor, step: float = 1.0) -> Tensor:
 
 
 def ramp(epoch: int, ramp_epochs: float) -> float:
-    """Factor of the distillation term, equation (4).
+    """Factor of the distillation term in equation (9).
 
     Args:
         epoch: counted from 0.
@@ -344,7 +346,7 @@ class FeatureAdapter(nn.Sequential):
 
 
 class NormDirectionDistillation(Learner):
-    """Cross-entropy, ramped distillation and a loss on features, equation (3).
+    """Cross-entropy, ramped distillation and a loss on features, equation (9).
 
     Where the batch carries `teacher_features` and `teacher_logits` (see `with_features`) they are used; else the
     teacher runs, without gradient and in evaluation mode.
@@ -360,7 +362,7 @@ class NormDirectionDistillation(Learner):
         kd_weight: λ_KD ≥ 0; at 0 there is no distillation term.
         nd_weight: λ_ND ≥ 0; at 0 there is no feature term.
         temperature: τ > 0.
-        ramp_epochs: E ≥ 0 of (4).
+        ramp_epochs: E ≥ 0 of (9).
 
     Raises:
         ValueError: a weight or `ramp_epochs` is negative, or `temperature` is not positive.
@@ -411,7 +413,7 @@ class NormDirectionDistillation(Learner):
         self.register_buffer("ramp_factor", torch.tensor(ramp(0, ramp_epochs)))
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """The weighted terms of (3) for `batch.inputs` and `batch.labels`."""
+        """The weighted terms of (9) for `batch.inputs` and `batch.labels`."""
         features = self.model.embed(batch.inputs)
         logits = self.model.classifier(features)
         check_labels(batch.labels, *logits.shape)

@@ -33,18 +33,19 @@ sample is left out.
 $\sigma$, the teacher fits a share of the columns and the student mixes labels and the teacher's predictions on its
 own share. With $M_f=(X_fX_f^\top+\lambda I)^{-1}$ and $A_f=M_fX_fX_f^\top$,
 
-$$\hat\theta_s(\alpha)=M_fX_f\bigl((1-\alpha)y_f+\alpha X_f^\top\hat\theta_t\bigr)
+$$\hat\theta_s(\alpha)=M_fX_f\bigl((1-\alpha)\,y_f+\alpha X_f^\top\hat\theta_t\bigr)
 =(1-\alpha)\,M_fX_fy_f+\alpha A_f\hat\theta_t \tag{4}$$
 
 The expected squared error over the noise is a parabola in $\alpha$,
 
 $$\begin{aligned}
-E\lVert\hat\theta_s-\theta^*\rVert^2={}&\bigl\lVert[I-(1-\alpha)A_f-\alpha A_fA_t]\,\theta^*\bigr\rVert^2\\
-&+\sigma^2\bigl\lVert(1-\alpha)P_f+\alpha A_fP_t\bigr\rVert_F^2
+E\lVert\hat\theta_s-\theta^*\rVert^2={}&\bigl\lVert\underbrace{(A_f-I)\theta^*}_{b_0}
++\alpha\underbrace{A_f(A_t-I)\theta^*}_{b_1}\bigr\rVert^2\\
+&+\sigma^2\bigl\lVert\underbrace{P_f}_{N_0}+\alpha\underbrace{(A_fP_t-P_f)}_{N_1}\bigr\rVert_F^2
 \end{aligned} \tag{5}$$
 
-where $P_f\in\mathbb R^{d\times N}$ holds $M_fX_f$ in the kept columns and zero elsewhere, and $P_t$ likewise. Writing
-(5) as $\lVert b_0+\alpha b_1\rVert^2+\sigma^2\lVert N_0+\alpha N_1\rVert_F^2$, its minimum is at
+where $P_f\in\mathbb R^{d\times N}$ holds $M_fX_f$ in the kept columns and zero elsewhere, and $P_t$ likewise. Its
+minimum is at
 
 $$\alpha^*=-\frac{b_0\cdot b_1+\sigma^2\langle N_0,N_1\rangle}
 {\lVert b_1\rVert^2+\sigma^2\lVert N_1\rVert_F^2} \tag{6}$$
@@ -433,7 +434,7 @@ class RidgePair:
         return float(-slope / curvature)
 
     def _parabola(self, truth: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """b₀, b₁, N₀ and N₁ of equation (6)."""
+        """b₀, b₁, N₀ and N₁ of equation (5)."""
         own, taught = self._shrink @ truth, self._shrink @ (self._teacher_shrink @ truth)
         taught_map = self._shrink @ self._teacher_map
         return own - truth, taught - own, self._student_map, taught_map - self._student_map

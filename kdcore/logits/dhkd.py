@@ -26,11 +26,11 @@ Gradient alignment takes the gradients of both terms over all parameters of the 
 $g_1=\nabla(\gamma L_{CE})$ and $g_2=\nabla(\alpha L_{BN})$, zero where a term does not reach. If they disagree, $g_2$
 loses its part along $g_1$:
 
-$$\kappa=\max\Bigl(0,-\frac{g_1\cdot g_2}{\lVert g_1\rVert^2}\Bigr),\qquad g_2'=g_2+\kappa g_1 \tag{4}$$
+$$\kappa=\max\Bigl(0,-\frac{g_1\cdot g_2}{\lVert g_1\rVert^2}\Bigr),\qquad g_2'=g_2+\kappa\,g_1 \tag{8}$$
 
-$$g=g_1+g_2'=(1+\kappa)\,g_1+g_2 \tag{5}$$
+$$g=g_1+g_2'=(1+\kappa)\,g_1+g_2 \tag{9}$$
 
-It is one-sided, $g_1$ is never projected, and there is one test per step for the whole vector. Read (5) again: nothing
+It is one-sided, $g_1$ is never projected, and there is one test per step for the whole vector. Read (9) again: nothing
 is taken away. The step is the one that (3) would have made with $\gamma$ raised to $(1+\kappa)\gamma$, in the backbone
 and in the first head; the auxiliary head's gradient is what it was. As the heads are disjoint, $g_1\cdot g_2$ has
 terms from the backbone only, while $\lVert g_1\rVert^2$ includes the first head.
@@ -173,7 +173,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def conflict(leading: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """κ of equation (4): how much of the leading gradient must be added to the other until they are orthogonal.
+    """κ of equation (8): how much of the leading gradient must be added to the other until they are orthogonal.
 
     Args:
         leading: g₁ as one tensor per parameter.
@@ -196,7 +196,7 @@ def conflict(leading: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 
 def merge_gradients(leading: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The aligned gradient, equation (5): g₁ plus what projection leaves of g₂, which is (1 + κ)·g₁ + g₂.
+    """The aligned gradient, equation (9): g₁ plus what projection leaves of g₂, which is (1 + κ)·g₁ + g₂.
 
     Args:
         leading: g₁ as one tensor per parameter.
@@ -241,11 +241,11 @@ def gradient_cosine(leading: Sequence[Tensor], other: Sequence[Tensor]) -> Tenso
 
 
 def aligned_loss(leading_loss: Tensor, other_loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """The sum of two losses with the aligned gradient of equation (5) in place of its own.
+    """The sum of two losses with the aligned gradient of equation (9) in place of its own.
 
     Use it where a training loop calls `backward` on a scalar. It runs both backward passes at once, on one graph; the
     later `backward` is a copy. A loop that scales losses (float16) scales the finished gradient, so that the test of
-    (4) is not disturbed, but float16 may round small gradients to 0 on the way to it; bfloat16 does not.
+    (8) is not disturbed, but float16 may round small gradients to 0 on the way to it; bfloat16 does not.
 
     Args:
         leading_loss: scalar whose gradient is kept.
@@ -361,7 +361,7 @@ class DualHeadDistillation(Distillation):
         student: has `embed` from inputs to embeddings (B, d), and `classifier` from embeddings to logits (B, C).
         auxiliary: from embeddings to logits (B, C), see `auxiliary_head`; None gives both losses to the classifier.
         loss: the two terms.
-        align: update with the aligned gradient, equation (5); costs a second backward pass.
+        align: update with the aligned gradient, equation (9); costs a second backward pass.
         teacher: frozen by this learner; may be left out if the data carry `teacher_logits`.
 
     Raises:
@@ -419,7 +419,7 @@ class DualHeadDistillation(Distillation):
             batch: as for `losses`; the learner's mode, training or evaluation, is left as it is.
 
         Returns:
-            `classifier` (0 where the terms have heads of their own), `backbone`, and `conflict`, κ of equation (4).
+            `classifier` (0 where the terms have heads of their own), `backbone`, and `conflict`, κ of equation (8).
         """
         head = list(self.model.classifier.parameters())
         heads = {id(parameter) for parameter in head}

@@ -12,35 +12,33 @@ cross-entropy: no second loss, no projector, no retrained teacher, and no labels
 $S$ subclasses per class, student outputs $o\in\mathbb R^{SC}$ with index $(c,s)=cS+s$. What moves the logits is left
 out (optional), since the class probabilities carry it:
 
-$$\Pi=I-W^\top(WW^\top)^{+}W,\qquad\tilde f=\Pi f \tag{1}$$
+$$\tilde f=\Pi f,\qquad\Pi=I-W^\top(WW^\top)^{+}W \tag{1}$$
 
 Over the training samples of class $c$: mean $\mu_c$ of $\tilde f$ and its first $S$ principal directions
-$V_c\in\mathbb R^{D\times S}$, rotated by a random orthogonal matrix so that all columns have the same expected
-variance:
+$V_c\in\mathbb R^{D\times S}$, rotated by a random orthogonal matrix $R_c$ so that all columns have the same expected
+variance; then scores of every sample for every class, divided by $\kappa_c$, which is 1 or the root of the scores' mean
+variance in class $c$:
 
-$$U_c=V_cR_c,\qquad R_c\in O(S) \tag{2}$$
+$$U_c=V_cR_c,\qquad a_{c,s}(x)=u_{c,s}^\top(\tilde f(x)-\mu_c)/\kappa_c \tag{2}$$
 
-Scores of every sample for every class, divided by $\kappa_c$, which is 1 or the root of the scores' mean variance in
-class $c$; shares of the subclasses; targets:
+Targets, and in them the shares of the subclasses:
 
-$$a_{c,s}(x)=u_{c,s}^\top(\tilde f(x)-\mu_c)/\kappa_c \tag{3}$$
-
-$$q_{s\mid c}=\frac{e^{a_{c,s}/\beta}}{\sum_je^{a_{c,j}/\beta}},\qquad
-p_{c,s}=p_c\,q_{s\mid c},\qquad p_c=\mathrm{softmax}(z^t/\tau)_c \tag{4}$$
+$$p_{c,s}=p_c\,q_{s|c},\qquad q_{s|c}=\frac{e^{a_{c,s}/\beta}}{\sum_je^{a_{c,j}/\beta}},\qquad
+p_c=\mathrm{softmax}(z^t/\tau)_c \tag{4}$$
 
 With $P=\mathrm{softmax}(o/\tau)$ over all $SC$ outputs, the loss, its mixture with labels, and the class scores:
 
 $$L_D=\frac{\tau^2}B\sum_i\sum_{c,s}p_{c,s}\log\frac{p_{c,s}}{P_{c,s}} \tag{5}$$
 
-$$L=\alpha L_D+(1-\alpha)\,\frac1B\sum_i-\log\sum_s\mathrm{softmax}(o)_{y_i,s} \tag{6}$$
+$$L=\alpha L_D+(1-\alpha)\,\frac1B\sum_i-\log\sum_s\mathrm{softmax}(o)_{y_i,s}$$
 
-$$\hat y=\arg\max_c\log\sum_se^{o_{c,s}} \tag{7}$$
+$$\hat y=\arg\max_c\log\sum_se^{o_{c,s}}$$
 
 **Source status.** Reconstructed. Read were the abstract, a summary, and reviews that quote the target formula and parts
 of the tables; the paper's own equations were not seen and no code of the authors is known. Quoted: projection, PCA by
 class, random rotation, (4), one cross-entropy, and that all experiments go without labels. From memory or **ours**: the
-centring in (3), the scale $\kappa_c$, the factor $\tau^2$ (it matters only beside labels or with plain SGD), (7), that
-the temperature acts on the student too, and every value of $S$, $\beta$, $\tau$.
+centring in (2), the scale $\kappa_c$, the factor $\tau^2$ (it matters only beside labels or with plain SGD), the sum in
+$\hat y$, that the temperature acts on the student too, and every value of $S$, $\beta$, $\tau$.
 
 **Conventions.** $\alpha$ weighs the distillation term, as everywhere here; the paper's $\alpha$ weighs the labels and
 is $1-\alpha$, so that its $\alpha=0$ is ``alpha=1``. The divergence in (5) has the same gradient as the paper's
@@ -176,7 +174,7 @@ def random_rotation(size: int, generator: torch.Generator) -> Tensor:
 
 
 def subclass_shares(scores: Tensor, beta: float = 1.0) -> Tensor:
-    """How each class is shared among its subclasses, the first part of equation (4).
+    """How each class is shared among its subclasses, q of equation (4).
 
     Args:
         scores: a, shape (B, C, S).
@@ -286,7 +284,7 @@ def subclass_loss(outputs: Tensor, targets: Tensor, temperature: float = 1.0) ->
 
 
 def class_logits(outputs: Tensor, num_classes: int, temperature: float = 1.0) -> Tensor:
-    """Class scores of a student with SC outputs: the softmax of these is the sum over subclasses, equation (7).
+    """Class scores of a student with SC outputs: the softmax of these is the sum over subclasses.
 
     Args:
         outputs: shape (B, SC).
@@ -313,13 +311,14 @@ def class_logits(outputs: Tensor, num_classes: int, temperature: float = 1.0) ->
 
 
 class SubclassProjection(nn.Module):
-    r"""From a teacher's embeddings and logits to subclass targets, equations (3) and (4); made by `fit_projection`.
+    r"""From a teacher's embeddings and logits to subclass targets, equations (2) and (4); made by `fit_projection`.
 
-    As directions lie in the null space, $u^\top\tilde f=u^\top f$, so that (3) is one linear map. It is constant.
+    As directions lie in the null space, $u^\top\tilde f=u^\top f$, so that the scores of (2) are one linear map. It is
+    constant.
 
     Args:
         directions: $u_{c,s}/\kappa_c$, shape (C, D, S).
-        offsets: what is added to the scores, shape (C, S); $-u_{c,s}^\top\mu_c/\kappa_c$ for (3).
+        offsets: what is added to the scores, shape (C, S); $-u_{c,s}^\top\mu_c/\kappa_c$ for (2).
         beta: β > 0.
         temperature: τ > 0 of the class probabilities.
 
@@ -377,7 +376,7 @@ def fit_projection(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> SubclassProjection:
-    r"""Find the subclasses of a frozen teacher's embeddings, equations (1) to (3).
+    r"""Find the subclasses of a frozen teacher's embeddings, equations (1) and (2).
 
     Args:
         embeddings: of the teacher's training samples, shape (N, D).
@@ -458,7 +457,7 @@ def _split(
 
 
 class SummedSubclasses(nn.Module):
-    """A student of SC outputs seen as one of C classes, equation (7): for prediction, and for baselines with its head.
+    """A student of SC outputs seen as one of C classes: for prediction, and for baselines with its head.
 
     Args:
         student: maps inputs (B, …) to outputs (B, SC).
@@ -487,7 +486,7 @@ class SummedSubclasses(nn.Module):
 
 
 class SubclassDistillation(Learner):
-    """A student of SC outputs that learns subclass targets, equation (6).
+    """A student of SC outputs that learns subclass targets: equation (5), mixed with labels if wanted.
 
     Where the batch carries `subclass_targets` they are used. Else, as augmentation needs it, the teacher runs and a
     fixed projection makes them.

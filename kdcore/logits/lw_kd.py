@@ -18,26 +18,27 @@ $$q_i=\mathrm{softmax}(z^t(\tilde x_i)/\tau),\qquad p_i=\mathrm{softmax}(z^s(x_i
 
 $$L_{KD}=\frac{\tau^2}B\sum_i\mathrm{KL}(q_i\,\|\,p_i) \tag{2}$$
 
-A discriminator $D$ on the simplex calls the teacher's vectors real and the student's false,
-
-$$L_D=-\frac1B\sum_i\bigl[\log D(q_i)+\log(1-D(p_i))\bigr] \tag{3}$$
-
-$$L_{adv}=-\frac1B\sum_i\log D(p_i) \tag{4}$$
-
-$$L=(1-\lambda)\,L_{CE}+\lambda L_{KD}+\mu L_{adv} \tag{5}$$
-
-Steps on (3) and on (5) take turns; (3) moves the discriminator only, (5) the student only.
-
-**What the draw is worth.** $q_i$ depends on $x_i$ through $y_i$ and chance alone. With the class means
+What is the draw worth? $q_i$ depends on $x_i$ through $y_i$ and chance alone. With the class means
 $\bar q_k=E[q\mid\tilde y=k]$, the expected gradient of (2) at the student's logits is
 
-$$E\Bigl[\frac{\partial L_{KD}}{\partial z^s_i}\Bigr]=\frac\tau B\,(p_i-\bar q_{y_i}) \tag{6}$$
+$$E\Bigl[\frac{\partial L_{KD}}{\partial z^s_i}\Bigr]=\frac\tau B\,(p_i-\bar q_{y_i}) \tag{3}$$
 
 the one of a fixed soft label per class. Label smoothing is the case in which $\bar q_k$ is even off the label.
 
+A discriminator $D$ on the simplex calls the teacher's vectors real and the student's false,
+
+$$\begin{aligned}
+L_D&=-\frac1B\sum_i\bigl[\log D(q_i)+\log(1-D(p_i))\bigr],\\
+L_{adv}&=-\frac1B\sum_i\log D(p_i)
+\end{aligned} \tag{4}$$
+
+$$L=(1-\lambda)L_{CE}+\lambda L_{KD}+\mu L_{adv} \tag{5}$$
+
+Steps on $L_D$ and on $L$ take turns; $L_D$ moves the discriminator only, $L$ the student only.
+
 **Conventions.** Only the abstract of the paper could be read. Ours are: the way in which a class number is written in
 digits (base 10, side by side), a fresh draw at each visit, the factor $\tau^2$, the discriminator's shape and the
-non-saturating form (4), its place on probabilities at $\tau$, and all numbers. Remembered of the paper, and possibly
+non-saturating $L_{adv}$, its place on probabilities at $\tau$, and all numbers. Remembered of the paper, and possibly
 wrong, are digits composed into one image to get more than ten classes, and a LeNet-like teacher.
 
 **Source status.** Reconstructed from the abstract.
@@ -189,7 +190,7 @@ class TargetBank(nn.Module):
         return self.logits[self.starts[labels] + offset]
 
     def mean_logits(self, temperature: float) -> Tensor:
-        """Logits (C, C) whose softmax at the temperature is the mean target of each class, as in equation (6)."""
+        """Logits (C, C) whose softmax at the temperature is the mean target of each class, as in equation (3)."""
         check_positive(temperature=temperature)
         soft = (self.logits / temperature).softmax(dim=1)
         owner = torch.repeat_interleave(torch.arange(len(self.counts), device=soft.device), self.counts)
@@ -216,7 +217,7 @@ def discriminator(num_classes: int, hidden: int = 64) -> nn.Module:
 
 
 def discriminator_loss(critic: nn.Module, teacher: Tensor, student: Tensor) -> Tensor:
-    """What the discriminator minimises, equation (3); no gradient flows into the vectors.
+    """What the discriminator minimises, L_D of equation (4); no gradient flows into the vectors.
 
     Args:
         critic: maps (B, C) to logits (B, 1).
@@ -243,7 +244,7 @@ def discriminator_loss(critic: nn.Module, teacher: Tensor, student: Tensor) -> T
 
 
 def adversarial_loss(critic: nn.Module, student: Tensor) -> Tensor:
-    """What the student pays for being told from the teacher, equation (4).
+    """What the student pays for being told from the teacher, L_adv of equation (4).
 
     Args:
         critic: maps (B, C) to logits (B, 1).

@@ -20,30 +20,30 @@ Full mixup stops here. Partial mixup sets $\lambda_i=1$ at $n=\lfloor Bu\rfloor$
 unmixed. Drawn without replacement, the share of the batch that stays mixed is $1-n/B$; the published code draws with
 replacement, so that it is, in expectation,
 
-$$\Bigl(1-\frac1B\Bigr)^{n}\approx e^{-u} \tag{3}$$
+$$\Bigl(1-\frac1B\Bigr)^{n}\approx e^{-u} \tag{4}$$
 
 At $u=0.9$, called ten percent mixed, that is 41 percent. Student and teacher see $\tilde x$ and answer with logits
 $z^s,z^t$. With the unbiased standard deviation $s(z_i)$ over classes (divisor $C-1$) and a multiplier $m$, 1 in the
 published code,
 
-$$\hat z_{ik}=m\,\frac{z_{ik}}{s(z_i)} \tag{4}$$
+$$\hat z_i=m\,\frac{z_i}{s(z_i)} \tag{5}$$
 
 $$\begin{aligned}
 L={}&\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log\mathrm{softmax}(\hat z^s_i)_k\\
 &+\alpha\,\frac1B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(\hat z^t_i)\,\|\,\mathrm{softmax}(\hat z^s_i)\bigr)
-\end{aligned} \tag{5}$$
+\end{aligned} \tag{6}$$
 
-without temperature and without centring, which the softmax does not see. The rival of (5) is distillation of mixed
-images at a temperature,
+without temperature and without centring, which the softmax does not see. The rival of (6) is distillation of mixed
+images at a temperature. With $p_i(\tau)=\mathrm{softmax}(z_i/\tau)$,
 
 $$\begin{aligned}
-L_\tau={}&\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log\mathrm{softmax}(z^s_i)_k\\
-&+\alpha\,\frac{\tau^2}B\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(z^t_i/\tau)\,\|\,\mathrm{softmax}(z^s_i/\tau)\bigr)
-\end{aligned} \tag{6}$$
+L_\tau={}&\gamma\,\frac1B\sum_i\sum_k-\tilde y_{ik}\log p^s_{ik}(1)\\
+&+\alpha\,\frac{\tau^2}B\sum_i\mathrm{KL}\bigl(p^t_i(\tau)\,\|\,p^s_i(\tau)\bigr)
+\end{aligned} \tag{7}$$
 
 **The floor.** Logits of deviation $m$ favour one class most if the others are equal. The gap is then $m\sqrt C$, so
 
-$$\max_kp_k\le\frac1{1+(C-1)\,e^{-m\sqrt C}} \tag{7}$$
+$$\max_kp_k\le\frac1{1+(C-1)\,e^{-m\sqrt C}} \tag{9}$$
 
 and the cross-entropy with labels is at least minus the logarithm of that: 0.323 nats for ten classes and $m=1$.
 
@@ -51,7 +51,7 @@ and the cross-entropy with labels is at least minus the logarithm of that: 0.323
 itself, and a batch may hold an image twice or not at all. The multiplier is ours; 1 is what was published. Partial
 mixup draws without replacement unless ``exact=False``. The published code is written for 100 classes of 32×32 colour
 images and mixes in float64; here shapes and types are those of the arguments. Its branch for plain distillation of
-mixed images pairs them with labels that are neither mixed nor permuted and cannot be selected; (6) takes the mixed
+mixed images pairs them with labels that are neither mixed nor permuted and cannot be selected; (7) takes the mixed
 targets. A constant row of logits has no deviation: its variance is raised to $10^{-7}$.
 
 **Source status.** Read from the authors' code (loss, mixing, training loop, options, README with its result surface)
@@ -164,7 +164,7 @@ def mix_targets(labels: Tensor, num_classes: int, mixing: Mixing) -> Tensor:
 
 
 def expected_mixed_share(batch_size: int, unmixed: float, exact: bool = True) -> float:
-    """Share of a batch that partial mixup leaves mixed; in expectation, equation (3), where it is not exact.
+    """Share of a batch that partial mixup leaves mixed; in expectation, equation (4), where it is not exact.
 
     Args:
         batch_size: B ≥ 1.
@@ -234,7 +234,7 @@ class Mixup:
 
 
 def scale_logits(logits: Tensor, multiplier: float = 1.0) -> Tensor:
-    """Logits divided by their own standard deviation over classes, times m, equation (4).
+    """Logits divided by their own standard deviation over classes, times m, equation (5).
 
     The gradient flows through the deviation.
 
@@ -259,7 +259,7 @@ def scale_logits(logits: Tensor, multiplier: float = 1.0) -> Tensor:
 
 
 def confidence_ceiling(num_classes: int, multiplier: float = 1.0) -> float:
-    """The highest probability that scaled logits can give to a class, equation (7).
+    """The highest probability that scaled logits can give to a class, equation (9).
 
     Args:
         num_classes: C ≥ 2.
@@ -283,7 +283,7 @@ def confidence_ceiling(num_classes: int, multiplier: float = 1.0) -> float:
 
 
 class UnitStdLoss(nn.Module):
-    """Distillation of scaled logits with mixed targets, equation (5).
+    """Distillation of scaled logits with mixed targets, equation (6).
 
     Args:
         gamma: weight γ ≥ 0 of the cross-entropy with the targets.
@@ -318,7 +318,7 @@ class UnitStdLoss(nn.Module):
 
 
 class TemperatureLoss(nn.Module):
-    """Distillation at a temperature with mixed targets, equation (6): what scaled logits are compared with.
+    """Distillation at a temperature with mixed targets, equation (7): what scaled logits are compared with.
 
     Args:
         temperature: τ > 0.

@@ -11,24 +11,18 @@ extra units are for training only.
 **Equations.** Batch of $B$ images, $C$ classes, $Q$ questions. From the answerer's logits of "Yes" and "No" at the
 first generated token, for image $i$ and question $q$,
 
-$$a_{iq}=\frac{e^{\ell_{yes}}}{e^{\ell_{yes}}+e^{\ell_{no}}} \tag{1}$$
+$$a_{iq}=\frac{e^{\ell_{yes}}}{e^{\ell_{yes}}+e^{\ell_{no}}}=\sigma(\ell_{yes}-\ell_{no}) \tag{1}$$
 
-computed once per training image and constant from then on. One linear layer has $C+Q$ outputs,
+computed once per training image and constant from then on. One linear layer has $C+Q$ outputs, $o=[z\,|\,v]$ with
+$z\in\mathbb R^{B\times C}$ and $v\in\mathbb R^{B\times Q}$. With a weight $w$, 1 by default, the loss is
 
-$$o=[z\,|\,v],\qquad z\in\mathbb R^{B\times C},\quad v\in\mathbb R^{B\times Q} \tag{2}$$
+$$L=-\frac wB\sum_i\log\mathrm{softmax}(z_i)_{y_i}+\alpha L_{asp} \tag{2}$$
 
-$$L_{CE}=-\frac1B\sum_i\log\mathrm{softmax}(z_i)_{y_i} \tag{3}$$
+$$L_{asp}=-\frac1{BQ}\sum_{i,q}\bigl[a_{iq}\log\sigma(v_{iq})+(1-a_{iq})\log(1-\sigma(v_{iq}))\bigr] \tag{3}$$
 
-$$\begin{aligned}
-L_{asp}&=-\frac1{BQ}\sum_{i,q}\bigl[a_{iq}\log\sigma(v_{iq})+(1-a_{iq})\log(1-\sigma(v_{iq}))\bigr],\\
-\frac{\partial L_{asp}}{\partial v_{iq}}&=\frac{\sigma(v_{iq})-a_{iq}}{BQ}
-\end{aligned} \tag{4}$$
-
-$$L=w\,L_{CE}+\alpha\,L_{asp} \tag{5}$$
-
-The softmax runs over the $C$ class columns only, the mean in (4) over images **and** questions: the weight of a
-single question is $\alpha/Q$. $L_{asp}$ is smallest at $v=\mathrm{logit}(a)$, where it is the mean entropy of the
-answers, not 0.
+The softmax runs over the $C$ class columns only, the mean in (3) over images **and** questions: the weight of a
+single question is $\alpha/Q$. The gradient of (3) at $v_{iq}$ is $(\sigma(v_{iq})-a_{iq})/(BQ)$. $L_{asp}$ is smallest
+at $v=\mathrm{logit}(a)$, where it is the mean entropy of the answers, not 0.
 
 **Paper and code.** The published validation takes the argmax over all $C+Q$ outputs, so that a sure "yes" may win
 against every class; here, as the paper describes it, only class columns predict (`ClassColumns`). The published code
@@ -137,7 +131,7 @@ def yes_probability(yes_logits: Tensor, no_logits: Tensor) -> Tensor:
 
 
 def split_outputs(outputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Class logits and aspect logits of a student, equation (2).
+    """Class logits z and aspect logits v, the two blocks of a student's outputs.
 
     Args:
         outputs: shape (B, C + Q).
@@ -194,7 +188,7 @@ def check_answers(answers: Tensor, rows: int, questions: int) -> None:
 
 
 def aspect_loss(aspect_logits: Tensor, answers: Tensor) -> Tensor:
-    """Mean binary cross-entropy over images and questions, equation (4).
+    """Mean binary cross-entropy over images and questions, equation (3).
 
     Args:
         aspect_logits: v, shape (B, Q), before any sigmoid.
@@ -719,7 +713,7 @@ class LanguageModelAspects:
 
 
 class MultiAspectLoss(nn.Module):
-    """Cross-entropy on class columns and binary cross-entropy on aspect columns, equation (5).
+    """Cross-entropy on class columns and binary cross-entropy on aspect columns, equation (2).
 
     Args:
         num_classes: C.
@@ -763,7 +757,7 @@ class MultiAspectDistillation(Learner):
 
     Args:
         student: maps inputs to (B, C + Q).
-        loss: equation (5).
+        loss: equation (2).
 
     Example:
         >>> from kdcore.models import MLP

@@ -22,14 +22,13 @@ where the two divisions are repeated $n$ times and the result is $P$.
 
 $$L_S=\sum_{ij}P_{ij}W_{ij} \tag{3}$$
 
-$$L_{KD}=-\frac1B\sum_i\sum_k\mathrm{softmax}(z^t_i/\tau)_k\log\mathrm{softmax}(z^s_i/\tau)_k \tag{4}$$
-
-$$L=(1-\alpha)L_{CE}+\alpha L_{KD}+\beta\lambda L_S \tag{5}$$
-
-$$\tau_e=\tau_0+(1-\tau_0)\frac{e}{E-1},\qquad e=0,\dots,E-1 \tag{6}$$
+$$L=(1-\alpha)L_{CE}
+-\frac\alpha B\sum_{i,k}\mathrm{softmax}(z^t_i/\tau)_k\log\mathrm{softmax}(z^s_i/\tau)_k+\beta\lambda L_S \tag{4}$$
 
 Columns of $P$ sum to 1 and rows nearly so; its total mass is $B$, not 1. Gradients flow through $W$ and through $P$.
-Some tasks anneal $\tau$ over $E$ epochs by (6).
+Some tasks anneal $\tau$ over $E$ epochs, from $\tau_0$ to 1:
+
+$$\tau_e=\tau_0+(1-\tau_0)\frac{e}{E-1},\qquad e=0,\dots,E-1$$
 
 **The gradient.** Once (2) has converged, let $a_i$, $b_j$ be the numbers for which $P_{ij}(W_{ij}-a_i-b_j)$ has rows
 and columns of sum 0. Then
@@ -43,10 +42,10 @@ row and column by more than $\epsilon$ have a negative weight: they are pushed a
 p_i-q_i\rVert_1$. This, the reverse KL and the Jensen-Shannon divergence are here to take the place of (3).
 
 **Conventions.** The published code takes the sum (3), which grows with $B$, and multiplies it by $\lambda=10^{-3}$
-($8\cdot10^{-4}$ for GPT-Neo and T0); ``reduction="mean"`` is $L_S/B$. (4) carries no factor $\tau^2$ and keeps the
-teacher's entropy, other than `kdcore.foundations.kd`. The paper, as remembered, writes weights near
-$\alpha=\beta=0.8$ and no $\lambda$. In the published training step the term is added only under another option than
-the one that creates it, so that the published scripts do not run as they stand; (5) is their evident intention.
+($8\cdot10^{-4}$ for GPT-Neo and T0); ``reduction="mean"`` is $L_S/B$. The soft labels' term in (4) carries no factor
+$\tau^2$ and keeps the teacher's entropy, other than `kdcore.foundations.kd`. The paper, as remembered, writes weights
+near $\alpha=\beta=0.8$ and no $\lambda$. In the published training step the term is added only under another option
+than the one that creates it, so that the published scripts do not run as they stand; (4) is their evident intention.
 The teacher is detached here. Where $e^{-2/\epsilon}$ comes near the smallest number of the data type, (2) is done
 with logarithms, which changes the result by rounding only.
 
@@ -220,7 +219,7 @@ class SinkhornDistance(nn.Module):
 
 
 def annealed_temperature(start: float, epoch: int, epochs: int) -> float:
-    """Temperature of an epoch, falling linearly from `start` to 1, equation (6).
+    """Temperature of an epoch, falling linearly from `start` to 1.
 
     Args:
         start: τ₀ > 0, the temperature of epoch 0.
@@ -320,7 +319,7 @@ def jensen_shannon(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 
 
 class SinkhornDistillation(nn.Module):
-    """Labels, soft labels and the transport cost of the batch, equation (5).
+    """Labels, soft labels and the transport cost of the batch, equation (4).
 
     Args:
         temperature: τ > 0 of the soft labels.
@@ -373,7 +372,7 @@ class SinkhornDistillation(nn.Module):
 
 
 class AnnealedDistillation(Distillation):
-    """Distillation whose soft labels sharpen from epoch to epoch, equation (6).
+    """Distillation whose soft labels sharpen from epoch to epoch, as `annealed_temperature` says.
 
     Args:
         student: maps inputs (B, …) to logits (B, C).

@@ -9,12 +9,11 @@ why a stronger teacher can give a worse student. So both networks' logits are ce
 before the softmax, in the distillation term and in the student's cross-entropy: only the direction is left to learn.
 
 **Equations.** Student logits $z^s$, teacher logits $z^t$ in $\mathbb R^{B\times C}$, labels $y$, temperature $\tau$,
-weight $\alpha$, multiplier $m$. With mean $\mu_i$ and biased variance $v_i$ of the $C$ logits of sample $i$,
+weight $\alpha$, multiplier $m$. With the mean $\mu_i$ of the $C$ logits of sample $i$ and their biased standard
+deviation $\sigma_i$,
 
-$$\begin{aligned}
-\tilde z_{ik}&=m\,\frac{z_{ik}-\mu_i}{\sqrt{v_i+10^{-7}}},\\
-\mu_i&=\frac1C\sum_kz_{ik},\qquad v_i=\frac1C\sum_k(z_{ik}-\mu_i)^2
-\end{aligned} \tag{1}$$
+$$\tilde z_{ik}=m\,\frac{z_{ik}-\mu_i}{\sigma_i},\qquad
+\sigma_i=\sqrt{\tfrac1C\sum_k(z_{ik}-\mu_i)^2+10^{-7}} \tag{1}$$
 
 $$L_{KD}=\frac{\tau^2}{B}\sum_i\mathrm{KL}\bigl(\mathrm{softmax}(\tilde z^t_i/\tau)\,\|\,
 \mathrm{softmax}(\tilde z^s_i/\tau)\bigr) \tag{2}$$
@@ -24,8 +23,8 @@ $$L_{CE}=-\frac1B\sum_i\log\mathrm{softmax}(\tilde z^s_i)_{y_i} \tag{3}$$
 $$L=\alpha L_{KD}+(1-\alpha)L_{CE} \tag{4}$$
 
 Equation (2) is plain distillation (`kdcore.foundations.kd`) of the normalised logits. The gradient flows through the
-student's $\mu_i$ and $v_i$. A second variant gives the student's logits the teacher's spread, sample by sample, and
-leaves the teacher as it is; with the unbiased standard deviation $s$ (divisor $C-1$),
+student's $\mu_i$ and $\sigma_i$. A second variant gives the student's logits the teacher's spread, sample by sample,
+and leaves the teacher as it is; with the unbiased standard deviation $s$ (divisor $C-1$),
 
 $$\hat z^s_{ik}=z^s_{ik}\,\frac{s(z^t_i)}{s(z^s_i)} \tag{5}$$
 
@@ -34,10 +33,10 @@ takes the place of $\tilde z^s$, and $z^t$ that of $\tilde z^t$, in (2) to (4).
 **The radius.** By (1), $\|\tilde z_i\|_2=m\sqrt C$: the multiplier is a standard deviation, not a norm. The paper's
 norm, the average norm of the teacher's centred logits, is had with
 
-$$m=\frac1N\sum_i\sqrt{v^t_i} \tag{6}$$
+$$m=\frac1N\sum_i\sigma^t_i \tag{6}$$
 
-usually 2 to 3. On the sphere the cross-entropy (3) cannot reach 0. It is least where $\tilde z_i$ points to the label,
-one logit of $m\sqrt{C-1}$ and the others $-m/\sqrt{C-1}$:
+where the $10^{-7}$ is left out; usually 2 to 3. On the sphere the cross-entropy (3) cannot reach 0. It is least where
+$\tilde z_i$ points to the label, one logit of $m\sqrt{C-1}$ and the others $-m/\sqrt{C-1}$:
 
 $$L_{CE}\ge\log\Bigl(1+(C-1)\,e^{-mC/\sqrt{C-1}}\Bigr) \tag{7}$$
 

@@ -28,7 +28,7 @@ $$L_{low}(\theta,\omega)=\frac1B\sum_i\alpha_i\tau^2\ell^{kd}_i+(1-\alpha_i)\,\e
 
 and the controller the mean cross-entropy on held-out samples of the student that results,
 
-$$\min_\omega L_{val}(\theta^*(\omega)),\qquad\theta^*(\omega)=\arg\min_\theta L_{low}(\theta,\omega) \tag{4}$$
+$$\min_\omega L_{val}(\theta^*(\omega)),\qquad\theta^*(\omega)=\arg\min_\theta L_{low}(\theta,\omega)$$
 
 The student's optimum is replaced by one gradient step of size $\eta$, kept as a function of $\omega$:
 
@@ -42,14 +42,14 @@ $$\frac{\partial L_{val}(\theta')}{\partial\alpha_i}=
 
 A weight rises where the gradient of distillation agrees with held-out samples better than that of the label does.
 
-**Conventions.** One-step unrolling is our reading of (4); the paper does not pin a solver down. In (5) the state uses
-a detached $S$: otherwise the student could lower (3) by steering its own weights. The step (5) is one of plain
-gradient descent, while the student's real step may have momentum. It is taken in evaluation mode, so that batch
-normalisation uses, and keeps, its running statistics. Centres are computed once, over the training set.
+**Conventions.** One-step unrolling is our reading of this bilevel problem; the paper does not pin a solver down. In
+(5) the state uses a detached $S$: otherwise the student could lower (3) by steering its own weights. The step (5) is
+one of plain gradient descent, while the student's real step may have momentum. It is taken in evaluation mode, so that
+batch normalisation uses, and keeps, its running statistics. Centres are computed once, over the training set.
 
-**Where the published code disagrees.** It exists in three states, none of which solves (4). The release computes
-$\alpha$ without gradient, and its upper loss does not contain $\omega$: the controller stays as it was initialised
-(``solver="frozen"``). It also feeds probabilities to a cross-entropy that takes a softmax itself
+**Where the published code disagrees.** It exists in three states, none of which solves the bilevel problem. The release
+computes $\alpha$ without gradient, and its upper loss does not contain $\omega$: the controller stays as it was
+initialised (``solver="frozen"``). It also feeds probabilities to a cross-entropy that takes a softmax itself
 (``softmax_twice=True``). The deleted code for CIFAR-100 trains the controller on (3) itself, detaches nothing
 (``solver="joint"``), and computes the centres on test samples; its controller has one hidden layer of 128 ReLU units,
 $\tau$ is 1, and its state has absolute differences and products in place of some squares, which is not reproduced here.

@@ -83,7 +83,7 @@ def test_matches_published_figures(case):
     assert_published({"loss": loss, grown: student.grad}, case, decimals=10)
 
 
-# Class means, equations (1) and (7)
+# Class means, equations (1) and (11)
 
 
 def test_class_means_agree_with_scikit_learn():
@@ -152,7 +152,7 @@ def test_mean_cosines_agree_with_scikit_learn():
     np.testing.assert_allclose(mean_cosines(features, means), cosine_similarity(features, means), rtol=1e-12)
 
 
-# The loss, equation (2)
+# The loss, equations (2) to (6) and (8)
 
 
 @pytest.mark.parametrize("teacher_norm", [0.5, 3.0])
@@ -297,7 +297,7 @@ def test_in_the_short_branch_it_is_the_linear_part_of_a_squared_distance():
     torch.testing.assert_close(nd_loss(student, teacher, means, LABELS), 1 + linear.mean())
 
 
-# The rivals, equations (5) and (6)
+# The rivals: the direction alone, the norm alone
 
 
 def test_direction_loss_knows_no_length():
@@ -328,7 +328,7 @@ def test_norm_loss_pushes_all_features_alike(step):
     torch.testing.assert_close(found, -2 * step / 5 * F.normalize(student, dim=1))
 
 
-# The ramp, equation (4), and the adapter
+# The ramp of equation (9), and the adapter, equation (10)
 
 
 def test_ramp():
@@ -347,7 +347,7 @@ def test_adapter_does_not_feel_the_length_of_its_input():
     assert (found * leaf).sum().abs() < 1e-4 * found.norm() * leaf.norm()  # no pull on the common length
 
 
-# The learner, equation (3)
+# The learner, equation (9)
 
 
 def test_terms_are_those_of_the_equation():

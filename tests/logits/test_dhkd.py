@@ -228,7 +228,7 @@ def test_no_gradient_reaches_the_teacher(loss):
     assert student.grad is not None
 
 
-# Alignment, equations (4) and (5)
+# Alignment, equations (8) and (9)
 
 VECTORS = st.lists(st.floats(-5, 5), min_size=6, max_size=6).map(lambda v: torch.tensor(v, dtype=torch.float64))
 

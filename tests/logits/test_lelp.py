@@ -226,7 +226,7 @@ def test_known_shares():
     assert shares[1, 2].tolist() == [0, 1, 0, 0]
 
 
-# Loss and classes, equations (5) to (7)
+# Loss and classes, equations (5) and (6)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -98,7 +98,7 @@ def test_mixing_matches_published_figures(case):
     assert torch.equal(targets > 0, wanted > 0)
 
 
-# Mixing, equations (1) to (3)
+# Mixing, equations (1), (2) and (4)
 
 
 @given(st.integers(1, 40), st.floats(0, 1), st.booleans(), st.sampled_from([0.2, 0.4, 1.0, 5.0]))
@@ -185,7 +185,7 @@ def test_draws_depend_on_the_seed_alone():
     assert all(map(torch.equal, *draws))
 
 
-# Scaled logits, equations (4) and (7)
+# Scaled logits, equations (5) and (9)
 
 
 def test_scaled_logits_have_the_deviation():
@@ -225,7 +225,7 @@ def test_descent_reaches_the_floor_and_stops():
     assert loss.item() == pytest.approx(-math.log(confidence_ceiling(10)), rel=1e-4)
 
 
-# Losses, equations (5) and (6)
+# Losses, equations (6) and (7)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -286,7 +286,7 @@ def test_weights_choose_the_term(name):
 
 
 def test_scaling_is_a_temperature_for_each_sample():
-    """One sample whose student has the teacher's deviation: (5) is the divergence at τ = s(z), without τ²."""
+    """One sample whose student has the teacher's deviation: (6) is the divergence at τ = s(z), without τ²."""
     student, teacher, targets = (rows[:1] for rows in batch())
     student = scale_logits(student, teacher.std().item())
     temperature = teacher.std().item()

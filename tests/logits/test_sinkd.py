@@ -49,7 +49,7 @@ def gradient(function, student, *rest):
 
 
 def soft_labels(student, teacher, temperature=2.0):
-    """Equation (4)."""
+    """The soft labels of equation (4)."""
     return soft_cross_entropy(student, soften(teacher, temperature), temperature)
 
 
