@@ -27,6 +27,7 @@ SECTIONS = (
 PARAMETERS = ("profile", "seed", "n_seeds", "device", "dataset", "data_dir", "results_dir")
 GLANCE = ("paper", "in a sentence", "prerequisites", "time", "hardware", "source status")
 _WORDS = (1500, 3000)
+_TAG = r"\\tag\{(\d+)\}"
 _REPOSITORY = "https://github.com/kdcore/kdcore/blob/main/"
 _COLAB = "https://colab.research.google.com/github/kdcore/kdcore/blob/main/"
 _FIRST_CELL = re.compile(
@@ -44,7 +45,7 @@ def check_chapter(path: Path) -> list[str]:
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     problems = [*_structure(prose), *_first_cell(code, prose), *_parameters(code), *_cells(code)]
-    problems += [*_mathematics(prose), *_links(path, prose), *_exercises(path, text)]
+    problems += [*_mathematics(prose), *_module_numbers(path, prose), *_links(path, prose), *_exercises(path, text)]
     words = len(
         re.findall(r"[A-Za-z][\w'’-]+", re.sub(r"\$\$.*?\$\$|\$[^$]*\$|\(https?:[^)]*\)", " ", prose, flags=re.S))
     )
@@ -177,9 +178,19 @@ def _cells(code: list) -> list[str]:
     return problems
 
 
+def _module_numbers(path: Path, prose: str) -> list[str]:
+    """Readers see docstrings in the chapter: an equation has one number in both."""
+    module = path.parents[2] / "kdcore" / path.parent.name / f"{path.stem}.py"
+    if not module.exists():
+        return []  # `check_rooms` says so
+    known = set(re.findall(_TAG, prose))
+    foreign = [tag for tag in re.findall(_TAG, module.read_text(encoding="utf-8")) if tag not in known]
+    return [f"does not have the equations {', '.join(foreign)} of its module's docstring"] if foreign else []
+
+
 def _mathematics(prose: str) -> list[str]:
     problems = []
-    numbers = re.findall(r"\\tag\{(\d+)\}", prose)
+    numbers = re.findall(_TAG, prose)
     if len(numbers) < 3:
         problems.append("has fewer than three numbered equations")
     if numbers != [str(k + 1) for k in range(len(numbers))]:

@@ -105,3 +105,7 @@ def test_checks_notice_what_goes_missing(copy):
         assert message in done.stdout
     path.write_text(text + "\nmore\n")
     assert "out of step" in call(copy, "check_chapters.py", "foundations/kd").stdout
+    path.write_text(text)
+    module = copy / "kdcore" / "foundations" / "kd.py"
+    module.write_text(module.read_text().replace("\\tag{3}", "\\tag{33}"))
+    assert "does not have the equations 33 of its module's docstring" in call(copy, "check_chapters.py", "kd").stdout
