@@ -80,7 +80,7 @@ from kdcore.models.inspect import features
 from kdcore.models.projector import Projector, to_tokens
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
-from kdcore.training.teachers import carried_layers, predict_layers
+from kdcore.training.teachers import carried_layers, layers_of, predict_layers
 
 __all__ = [
     "PrototypeBank",
@@ -439,7 +439,7 @@ class PrototypeLearning(Learner):
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Cross-entropy of the teacher's augmented tokens under the head."""
-        augmented = self.model(_layers_of(self.teacher, self.layers, batch))
+        augmented = self.model(layers_of(batch, self.layers, self.teacher))
         return {"augmented_cross_entropy": _cross_entropy(self.head(augmented.mean(dim=1)), batch.labels)}
 
 
@@ -528,11 +528,11 @@ class PrototypeDistillation(Learner):
     def augmented_teacher(self, batch: Any) -> Tensor:
         """Aug(U) (B, n, d), from the batch where it carries it, else from the teacher."""
         if self.joint:
-            return self.bank(_layers_of(self.teacher, self.layers, batch))
+            return self.bank(layers_of(batch, self.layers, self.teacher))
         if "augmented" in batch:
             return batch.augmented
         with torch.no_grad():
-            return self.bank(_layers_of(self.teacher, self.layers, batch))
+            return self.bank(layers_of(batch, self.layers, self.teacher))
 
     def augmented_logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, C) of the student's own augmented tokens; the teacher has no part in them."""
@@ -588,7 +588,7 @@ class TokenMimicry(Learner):
         """Cross-entropy and the weighted distance of tokens."""
         found, logits = features(self.model, batch.inputs, [self.student_layer])
         projected = to_tokens(self.projector(found[self.student_layer]))
-        (wanted,) = _layers_of(self.teacher, [self.teacher_layer], batch)
+        (wanted,) = layers_of(batch, [self.teacher_layer], self.teacher)
         return {
             "cross_entropy": _cross_entropy(logits, batch.labels),
             "tokens": self.weight * feature_loss(projected, to_tokens(wanted)),
@@ -640,16 +640,6 @@ def with_augmented(data: Arrays, bank: PrototypeBank, layers: Sequence[str], bat
         raise ValueError(f"data must carry the teacher's layers {list(layers)}, got {list(data)}; see with_layers.")
     parts = zip(*(layer.split(batch_size) for layer in carried), strict=True)
     return data.with_(augmented=torch.cat([bank(part) for part in parts]))
-
-
-def _layers_of(teacher: nn.Module, layers: Sequence[str], batch: Any) -> list[Tensor]:
-    """The teacher's layers for a batch: those that it carries, else from the teacher, without gradient."""
-    carried = carried_layers(batch, layers)
-    if carried is not None:
-        return carried
-    with torch.no_grad():
-        found, _ = features(teacher, batch.inputs, list(layers))
-    return [found[name] for name in layers]
 
 
 def _to_shape(shape: Sequence[int], target: tuple[int, int]) -> nn.Module:

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from kdcore.checks import check_labels, check_maps, check_not_negative, check_positive
 from kdcore.models.staged import StagedNetwork
 from kdcore.training.learners import Learner
-from kdcore.training.teachers import carried_layers
+from kdcore.training.teachers import layers_of
 
 __all__ = ["Connector", "HintDistillation", "build_connectors", "hint_loss"]
 
@@ -184,19 +184,8 @@ class HintDistillation(Learner):
         check_labels(batch.labels, *student_logits.shape)
         terms = {"cross_entropy": F.cross_entropy(student_logits, batch.labels)}
         if self.weight:
-            hints = [
-                hint_loss(connector(student_maps[stage]), teacher_map)
-                for connector, stage, teacher_map in zip(
-                    self.connectors, self.stages, self._teacher_maps(batch), strict=True
-                )
-            ]
+            names = [f"stages.{self.teacher.stage_number(stage)}" for stage in self.stages]
+            pairs = zip(self.connectors, self.stages, layers_of(batch, names, self.teacher), strict=True)
+            hints = [hint_loss(connector(student_maps[stage]), teacher_map) for connector, stage, teacher_map in pairs]
             terms["hint"] = self.weight * torch.stack(hints).sum()
         return terms
-
-    def _teacher_maps(self, batch: Any) -> list[Tensor]:
-        carried = carried_layers(batch, [f"stages.{self.teacher.stage_number(stage)}" for stage in self.stages])
-        if carried is not None:
-            return carried
-        with torch.no_grad():
-            maps, _ = self.teacher.maps(batch.inputs)
-        return [maps[stage] for stage in self.stages]

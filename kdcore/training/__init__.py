@@ -5,7 +5,7 @@ from kdcore.training.fit import History, fit
 from kdcore.training.learners import Distillation, Learner, Supervised
 from kdcore.training.seeding import deterministic, pick_device, seeded
 from kdcore.training.stopping import EarlyStopping
-from kdcore.training.teachers import carried_layers, predict, predict_layers, with_layers, with_teacher
+from kdcore.training.teachers import carried_layers, layers_of, predict, predict_layers, with_layers, with_teacher
 
 __all__ = [
     "Budget",
@@ -17,6 +17,7 @@ __all__ = [
     "carried_layers",
     "deterministic",
     "fit",
+    "layers_of",
     "pick_device",
     "predict",
     "predict_layers",

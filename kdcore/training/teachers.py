@@ -11,7 +11,7 @@ from kdcore.checks import check_positive
 from kdcore.data.arrays import Arrays
 from kdcore.models import features, inference
 
-__all__ = ["carried_layers", "predict", "predict_layers", "with_layers", "with_teacher"]
+__all__ = ["carried_layers", "layers_of", "predict", "predict_layers", "with_layers", "with_teacher"]
 
 
 def predict(model: nn.Module, inputs: Tensor, batch_size: int = 1024) -> Tensor:
@@ -79,7 +79,7 @@ def with_teacher(data: Arrays, teacher: nn.Module) -> Arrays:
 def with_layers(data: Arrays, teacher: nn.Module, layers: Sequence[str], batch_size: int = 1024) -> Arrays:
     """`data` with the teacher's layers, each as ``teacher:<name>``: computed once instead of at each step.
 
-    Exact when inputs are not augmented. A learner finds them in its batches with `carried_layers`.
+    Exact when inputs are not augmented. A learner takes them from its batches with `layers_of`.
 
     Args:
         data: with `inputs`.
@@ -114,6 +114,30 @@ def carried_layers(batch: Arrays, layers: Sequence[str]) -> list[Tensor] | None:
     if all(_field(name) in batch for name in layers):
         return [getattr(batch, _field(name)) for name in layers]
     return None
+
+
+def layers_of(batch: Arrays, layers: Sequence[str], teacher: nn.Module) -> list[Tensor]:
+    """A teacher's layers for a batch: those that it carries, else from the teacher as it is, without gradient.
+
+    Args:
+        batch: with `inputs` or, since `with_layers`, with the layers.
+        layers: names as `kdcore.models.features` takes them.
+        teacher: not run if the batch carries all of the layers.
+
+    Raises:
+        ValueError: as `kdcore.models.features`.
+
+    Example:
+        >>> from kdcore.models import ConvNet
+        >>> layers_of(Arrays(inputs=torch.zeros(5, 1, 8, 8)), ["stages.1"], ConvNet(width=4))[0].shape
+        torch.Size([5, 8, 4, 4])
+    """
+    carried = carried_layers(batch, layers)
+    if carried is not None:
+        return carried
+    with torch.no_grad():
+        found, _ = features(teacher, batch.inputs, list(layers))
+    return [found[name] for name in layers]
 
 
 def _field(layer: str) -> str:
