@@ -71,7 +71,7 @@ from torch.nn import functional as F
 
 from kdcore.checks import check_choice, check_fraction, check_labels, check_logits, check_positive
 from kdcore.foundations.reversal import Discriminator, forward_domains, linear_classifier, ramp, reverse_gradient
-from kdcore.foundations.self_training import PseudoLabels, check_threshold, pseudo_labels
+from kdcore.foundations.self_training import check_threshold, pseudo_labels
 from kdcore.models import inference
 from kdcore.precision import at_least_float32
 from kdcore.training.learners import Learner
@@ -222,10 +222,10 @@ def adversarial_loss(
     _check_keep(keep, target_scores)
     source_scores, target_scores = at_least_float32(source_scores), at_least_float32(target_scores)
     right = (source_pseudo == source_labels).to(source_scores.dtype)
-    accepted = 0.0 if target_vector == "opposite" else 1 / classes
-    source = correction_error(source_scores, source_pseudo, right)
-    target = correction_error(target_scores, target_pseudo, torch.full_like(target_scores[:, 0], accepted))
-    return (source.sum() + (target * keep).sum()) / (len(source) + keep.sum())
+    accepted = torch.full_like(target_scores[:, 0], 0.0 if target_vector == "opposite" else 1 / classes)
+    scores, pseudo = torch.cat([source_scores, target_scores]), torch.cat([source_pseudo, target_pseudo])
+    source, target = correction_error(scores, pseudo, torch.cat([right, accepted])).split([batch, len(target_scores)])
+    return (source.sum() + (target * keep).sum()) / (batch + keep.sum())
 
 
 def regulariser_loss(source_scores: Tensor, source_labels: Tensor) -> Tensor:
@@ -391,36 +391,40 @@ class ALDA(Learner):
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Terms of equation (10), already weighted; those not in use, or not yet, are 0."""
-        source, target = forward_domains(self.model.embed, batch.source.inputs, batch.target.inputs, self.joint)
-        logits, labels = self.model.classifier(source), batch.source.labels
-        loss = F.cross_entropy(logits, labels)
+        parts = forward_domains(self.model.embed, batch.source.inputs, batch.target.inputs, self.joint)
+        features, labels = torch.cat(parts), batch.source.labels
+        logits = self.model.classifier(features)  # a linear layer treats every row alone, whatever its domain
+        loss = F.cross_entropy(logits[: len(labels)], labels)
         terms = {"source_cross_entropy": loss}
         terms |= dict.fromkeys(("adversarial", "regulariser", "corrected_target"), loss.new_zeros(()))
         if self.progress >= self.adapt_after:
-            terms |= self._adaptation(source, target, pseudo_labels(logits), labels)
+            terms |= self._adaptation(features, logits, labels)
         return terms
 
-    def _adaptation(
-        self, source: Tensor, target: Tensor, source_pseudo: PseudoLabels, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """The terms beside the cross-entropy, from source features (B_s, d) and target features (B_t, d)."""
+    def _adaptation(self, features: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The terms beside the cross-entropy; features (B_s + B_t, d) and logits (B_s + B_t, C), source first."""
         strength = ramp(self.progress, self.steepness)
-        features = torch.cat([source, target])
         masks = self.discriminator.dropout_masks(features)
         scores = self.discriminator(reverse_gradient(features, strength), masks)
-        source_scores, target_scores = scores[: len(source)], scores[len(source) :]
-        target_logits = self.model.classifier(target)
-        pseudo, _, keep = pseudo_labels(target_logits, self.threshold)
+        batch = len(labels)
+        target_logits, target_scores = logits[batch:], scores[batch:]
+        source_pseudo, pseudo = pseudo_labels(logits[:batch]), pseudo_labels(target_logits, self.threshold)
         terms = {
             "adversarial": adversarial_loss(
-                source_scores, target_scores, source_pseudo.labels, pseudo, labels, keep, self.target_vector
+                scores[:batch],
+                target_scores,
+                source_pseudo.labels,
+                pseudo.labels,
+                labels,
+                pseudo.keep,
+                self.target_vector,
             )
         }
         if self.use_regulariser:
-            alone = self.discriminator(source.detach(), [mask[: len(source)] for mask in masks])
+            alone = self.discriminator(features[:batch].detach(), [mask[:batch] for mask in masks])
             terms["regulariser"] = regulariser_loss(alone, labels)
         if self.use_target_loss:
-            loss = corrected_target_loss(target_logits, target_scores, pseudo, keep, self.reduction)
+            loss = corrected_target_loss(target_logits, target_scores, pseudo.labels, pseudo.keep, self.reduction)
             terms["corrected_target"] = (strength if self.ramp_target else 1.0) * loss
         return terms
 
