@@ -408,23 +408,18 @@ class ALDA(Learner):
         scores = self.discriminator(reverse_gradient(features, strength), masks)
         batch = len(labels)
         target_logits, target_scores = logits[batch:], scores[batch:]
-        source_pseudo, pseudo = pseudo_labels(logits[:batch]), pseudo_labels(target_logits, self.threshold)
+        source_pseudo = pseudo_labels(logits[:batch]).labels
+        target_pseudo, _, keep = pseudo_labels(target_logits, self.threshold)
         terms = {
             "adversarial": adversarial_loss(
-                scores[:batch],
-                target_scores,
-                source_pseudo.labels,
-                pseudo.labels,
-                labels,
-                pseudo.keep,
-                self.target_vector,
+                scores[:batch], target_scores, source_pseudo, target_pseudo, labels, keep, self.target_vector
             )
         }
         if self.use_regulariser:
             alone = self.discriminator(features[:batch].detach(), [mask[:batch] for mask in masks])
             terms["regulariser"] = regulariser_loss(alone, labels)
         if self.use_target_loss:
-            loss = corrected_target_loss(target_logits, target_scores, pseudo.labels, pseudo.keep, self.reduction)
+            loss = corrected_target_loss(target_logits, target_scores, target_pseudo, keep, self.reduction)
             terms["corrected_target"] = (strength if self.ramp_target else 1.0) * loss
         return terms
 
