@@ -118,7 +118,8 @@ def picture(figure: Figure, description: str) -> None:
         f'style="max-width:100%;height:auto" src="data:image/png;base64,{encode(figure, colours=128)}">'
     )
     grids = [axes.get_gridspec() for axes in figure.axes]
-    if any(grid is not None and grid.ncols > 1 for grid in grids):  # panels side by side scroll on a phone
+    side_by_side = any(grid is not None and grid.ncols > 1 for grid in grids)
+    if side_by_side or figure.get_figwidth() > 8:  # too wide for a phone, where it scrolls
         image = f'<div class="kdcore-wide" tabindex="0" role="group" aria-label="figure">{image}</div>'
     _display(HTML(image))
 

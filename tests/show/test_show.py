@@ -107,12 +107,12 @@ def test_data_figures_draw():
     assert sum(len(panel.images) for panel in grid.axes) == 7
 
 
-def test_panels_side_by_side_are_wrapped_to_scroll_and_a_single_one_is_not(displayed):
-    for columns in (1, 2):
-        show.picture(show.figure(columns)[0], "panels")
-    one, two = (page for _, page in displayed)
-    assert "kdcore-wide" not in one
-    assert two.startswith('<div class="kdcore-wide" tabindex="0"')
+def test_what_is_too_wide_for_a_phone_is_wrapped_to_scroll(displayed):
+    for figure in (show.figure()[0], show.figure(2)[0], show.figure(width=8.5)[0]):
+        show.picture(figure, "panels")
+    narrow, *others = (page for _, page in displayed)
+    assert "kdcore-wide" not in narrow
+    assert all(page.startswith('<div class="kdcore-wide" tabindex="0"') for page in others)
 
 
 def test_picture_has_alternative_text_and_a_real_image(displayed):
