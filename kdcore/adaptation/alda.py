@@ -407,19 +407,18 @@ class ALDA(Learner):
         masks = self.discriminator.dropout_masks(features)
         scores = self.discriminator(reverse_gradient(features, strength), masks)
         batch = len(labels)
-        target_logits, target_scores = logits[batch:], scores[batch:]
-        source_pseudo = pseudo_labels(logits[:batch]).labels
-        target_pseudo, _, keep = pseudo_labels(target_logits, self.threshold)
+        pseudo, _, confident = pseudo_labels(logits, self.threshold)
+        target_scores, target_pseudo, keep = scores[batch:], pseudo[batch:], confident[batch:]
         terms = {
             "adversarial": adversarial_loss(
-                scores[:batch], target_scores, source_pseudo, target_pseudo, labels, keep, self.target_vector
+                scores[:batch], target_scores, pseudo[:batch], target_pseudo, labels, keep, self.target_vector
             )
         }
         if self.use_regulariser:
             alone = self.discriminator(features[:batch].detach(), [mask[:batch] for mask in masks])
             terms["regulariser"] = regulariser_loss(alone, labels)
         if self.use_target_loss:
-            loss = corrected_target_loss(target_logits, target_scores, target_pseudo, keep, self.reduction)
+            loss = corrected_target_loss(logits[batch:], target_scores, target_pseudo, keep, self.reduction)
             terms["corrected_target"] = (strength if self.ramp_target else 1.0) * loss
         return terms
 
