@@ -31,7 +31,7 @@ _TAG = r"\\tag\{(\d+)\}"
 _REPOSITORY = "https://github.com/kdcore/kdcore/blob/main/"
 _COLAB = "https://colab.research.google.com/github/kdcore/kdcore/blob/main/"
 _FIRST_CELL = re.compile(
-    r"(?:#.*\n)*try:\n    import (?:\w+, )*kdcore(?:, \w+)*\nexcept ImportError:\n"
+    r"(?:#.*\n)*try:\n    import (?:\w+, )*kdcore(?:\.\w+)*(?:, \w+)*\nexcept ImportError:\n"
     r'    %pip install -q "kdcore\[(?P<extras>[a-z,]+)\] @ git\+https://github\.com/kdcore/kdcore"\n\n'
     r"from kdcore import study\n\nstudy\.announce\(minutes=(?P<minutes>[\d.]+)\)"
 )

@@ -2,13 +2,16 @@
 
 Shapes and types are always checked. Values (label range, finiteness) are read only where that is free of side
 effects: on the CPU, outside `torch.compile` and `torch.func` transforms. On a GPU reading a value would stall
-the stream at every step.
+the stream at every step. `kdcore.training.fit` looks for a loss that is not finite by itself and leaves out the
+look at what the loss is made of, a tenth of the time of a small network's step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -23,8 +26,11 @@ __all__ = [
     "check_not_negative",
     "check_positive",
     "check_same_shape",
+    "finiteness_left_to_loss",
     "readable",
 ]
+
+_LEFT_TO_LOSS: ContextVar[bool] = ContextVar("finiteness_left_to_loss", default=False)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
@@ -99,14 +105,31 @@ def check_same_shape(**tensors: Tensor) -> None:
             )
 
 
+@contextmanager
+def finiteness_left_to_loss() -> Iterator[None]:
+    """Within, `check_finite` passes everything: for a loop that stops by itself at a loss that is not finite.
+
+    Example:
+        >>> with finiteness_left_to_loss():
+        ...     check_finite(logits=torch.tensor([0.0, float("nan")]))
+    """
+    token = _LEFT_TO_LOSS.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_TO_LOSS.reset(token)
+
+
 def check_finite(**tensors: Tensor) -> None:
-    """Raise `ValueError` if a tensor holds NaN or infinity.
+    """Raise `ValueError` if a tensor holds NaN or infinity, unless within `finiteness_left_to_loss`.
 
     Example:
         >>> check_finite(logits=torch.tensor([0.0, float("nan")]))
         Traceback (most recent call last):
         ValueError: logits must be finite, got 1 NaN or infinite values.
     """
+    if _LEFT_TO_LOSS.get():
+        return
     for name, tensor in tensors.items():
         # A finite sum has finite summands, at a fifth of the cost of isfinite; a sum may overflow, so look again.
         if not readable(tensor) or math.isfinite(tensor.detach().sum().item()):
@@ -175,10 +198,10 @@ def check_labels(labels: Tensor, batch: int, classes: int, name: str = "labels")
         raise ValueError(f"{name} must have shape ({batch},), got {tuple(labels.shape)}.")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"{name} must be integer class numbers, got {labels.dtype}.")
-    if readable(labels) and batch and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise ValueError(
-            f"{name} must lie in [0, {classes}), got values from {int(labels.min())} to {int(labels.max())}."
-        )
+    if readable(labels) and batch:
+        least, largest = (int(bound) for bound in labels.aminmax())
+        if least < 0 or largest >= classes:
+            raise ValueError(f"{name} must lie in [0, {classes}), got values from {least} to {largest}.")
 
 
 def readable(tensor: Tensor) -> bool:

@@ -64,6 +64,7 @@ from kdcore.checks import (
 from kdcore.data import Arrays, shift
 from kdcore.foundations.kd import distillation_loss
 from kdcore.training import Learner
+from kdcore.training.optimizers import Adam
 
 __all__ = [
     "LightweightDistillation",
@@ -313,7 +314,7 @@ class LightweightDistillation(Learner):
         self.adversarial_weight = adversarial_weight
         self.warmup = warmup
         self.reached = 0.0
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=critic_lr, betas=(0.5, 0.999))
+        self.critic_optimizer = Adam(self.critic.parameters(), lr=critic_lr, betas=(0.5, 0.999))
 
     def parameter_groups(self) -> list[dict]:
         """The student's parameters; the discriminator has its own optimiser."""

@@ -74,6 +74,7 @@ from kdcore.data import Arrays
 from kdcore.models import inference
 from kdcore.precision import at_least_float32
 from kdcore.training import Distillation
+from kdcore.training.optimizers import Adam
 
 __all__ = [
     "PARTS",
@@ -458,7 +459,7 @@ class TrilateralDistillation(Distillation):
         self.step_size = step_size
         self.unrolled = tuple(unrolled)
         self.steps = 0
-        self.controller_optimizer = torch.optim.Adam(
+        self.controller_optimizer = Adam(
             loss.controller.parameters(), lr=controller_lr, weight_decay=controller_weight_decay, fused=True
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -50,27 +49,27 @@ class GraphNetwork(nn.Module):
         check_choice("kind", kind, ("gcn", "sage", "gat"))
         check_positive(in_features=in_features, hidden=hidden, num_classes=num_classes, layers=layers)
         try:
-            with warnings.catch_warnings():  # its import compiles functions in a way that newer torch deprecates
-                warnings.simplefilter("ignore", FutureWarning)
-                from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+            from kdcore.models.geometric import GATConv, GCNConv, SAGEConv, gcn_norm
         except ImportError as error:
             raise ImportError("graph networks need PyTorch Geometric: pip install 'kdcore[graphs]'") from error
 
         def convolution(before: int, after: int, last: bool) -> nn.Module:
             if kind == "gat":
                 return GATConv(before, after if last else after // 4, heads=1 if last else 4)
-            return GCNConv(before, after) if kind == "gcn" else SAGEConv(before, after)
+            return GCNConv(before, after, normalize=False) if kind == "gcn" else SAGEConv(before, after)
 
         widths = [in_features, *[hidden] * (layers - 1), num_classes]
         self.convolutions = nn.ModuleList(
             convolution(a, b, last=k == layers - 1) for k, (a, b) in enumerate(pairwise(widths))
         )
         self.dropout = dropout
+        self.weigh = gcn_norm if kind == "gcn" else None  # once for all layers, which would each do it anew
 
     def forward(self, features: Tensor, edges: Tensor) -> Tensor:
         """Logits (N, C) of node features (N, F) and edges (2, E)."""
+        weighted = self.weigh(edges, num_nodes=len(features), dtype=features.dtype) if self.weigh else (edges,)
         for number, convolution in enumerate(self.convolutions):
             if number:
                 features = F.dropout(F.relu(features), self.dropout, self.training)
-            features = convolution(features, edges)
+            features = convolution(features, *weighted)
         return features

@@ -25,14 +25,15 @@ def inference(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def features(model: nn.Module, inputs: Tensor, layers: list[str]) -> tuple[dict[str, Tensor], Any]:

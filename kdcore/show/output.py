@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import Any
 
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 __all__ = ["encode", "markdown_table", "picture", "say", "signed", "source", "table"]
@@ -81,7 +82,9 @@ def encode(figure: Figure, dpi: int = 144, colours: int = 0) -> str:
         b'PNG'
     """
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    figure.set_dpi(dpi)
+    figure.set_facecolor("white")
+    FigureCanvasAgg(figure).print_png(buffer)  # unlike savefig, it does not lay the figure out twice
     if colours:
         from PIL import Image
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from kdcore.checks import check_choice, check_fraction, check_positive
+from kdcore.training.optimizers import SGD, Adam, AdamW
 
 __all__ = ["Budget"]
 
@@ -101,8 +102,6 @@ class Budget:
         groups = [{**group, "lr": self.lr * group.get("lr_factor", 1.0)} for group in groups]
         if self.optimizer == "sgd":
             nesterov = self.momentum > 0
-            return torch.optim.SGD(
-                groups, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=True
-            )
-        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+            return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=True)
+        kind = Adam if self.optimizer == "adam" else AdamW
         return kind(groups, weight_decay=self.weight_decay, fused=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from kdcore.checks import finiteness_left_to_loss
 from kdcore.data.arrays import Arrays
 from kdcore.training.budget import Budget
 from kdcore.training.learners import Learner
@@ -195,13 +195,14 @@ def fit(
             augmenter.manual_seed(seed * 100003 + epoch)
             first, last = epoch * per_epoch, min((epoch + 1) * per_epoch, total)
             began = time.perf_counter()
-            means = _train_epoch(state, budget, range(first, last), total, augment, augmenter, bar)
+            with finiteness_left_to_loss():
+                means = _train_epoch(state, budget, range(first, last), total, augment, augmenter, bar)
             learner.on_epoch_end(epoch + 1)
             row = {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - began}
             state.rows.append(row | (_evaluated(learner, evaluate) if evaluate else {}))
             state.epoch = epoch + 1
             if stopping is not None and stopping.best(state.rows) == epoch:
-                state.best = copy.deepcopy(learner.state_dict())
+                state.best = {name: value.clone() for name, value in learner.state_dict().items()}
             if checkpoint is not None:
                 state.save(Path(checkpoint))
         bar.close()

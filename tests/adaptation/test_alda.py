@@ -297,14 +297,14 @@ def published_step(learner: ALDA, batch: SimpleNamespace, seed: int) -> None:
     Sets `.grad` of all parameters.
     """
     model, critic = learner.model, learner.discriminator
-    chain = []
-    for layer in critic.layers:
-        chain += [layer, nn.ReLU(), nn.Dropout(0.5)]
     source, target = model.embed(batch.source.inputs), model.embed(batch.target.inputs)
     logits, target_logits = model.classifier(source), model.classifier(target)
     strength = ramp(learner.progress)
+    hidden = reverse_gradient(torch.cat([source, target]), strength)
     torch.manual_seed(seed)
-    scores = nn.Sequential(*chain, critic.output)(reverse_gradient(torch.cat([source, target]), strength))
+    for layer, dropout in zip(critic.layers, critic.dropout_masks(hidden), strict=True):
+        hidden = layer(hidden).relu() * dropout
+    scores = critic.output(hidden)
     rows, labels = len(source), batch.source.labels
     pseudo = pseudo_labels(target_logits, learner.threshold)
     model.requires_grad_(False)

@@ -140,6 +140,18 @@ def test_graph_networks_pass_messages_along_edges_only(kind):
     assert bool((moved[2:] == 0).all())
 
 
+def test_graph_convolutions_weigh_edges_as_the_library_s_own_layers_do():
+    from torch_geometric.nn import GCNConv
+
+    model = models.GraphNetwork("gcn", in_features=3, hidden=8, num_classes=2).eval()
+    layers = [GCNConv(3, 8), GCNConv(8, 2)]
+    for layer, convolution in zip(layers, model.convolutions, strict=True):
+        layer.load_state_dict(convolution.state_dict())
+    features, edges = torch.randn(4, 3), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    expected = layers[1](layers[0](features, edges).relu(), edges)
+    torch.testing.assert_close(model(features, edges), expected)
+
+
 def test_gcn_layer_is_its_formula():
     model = models.GraphNetwork("gcn", in_features=3, num_classes=2, layers=1)
     features, edges = torch.randn(3, 3), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])

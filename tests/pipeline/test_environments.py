@@ -94,7 +94,13 @@ def test_newest_installs_every_extra_and_runs_on_a_schedule():
         assert arguments[0] == "-m" or (ROOT / arguments[0]).exists()
 
 
-EXTRA_OF = {"torch_geometric": "graphs", "transformers": "language", "ipywidgets": "notebook", "jsonschema": "notebook"}
+EXTRA_OF = {
+    "kdcore.models.geometric": "graphs",
+    "torch_geometric": "graphs",
+    "transformers": "language",
+    "ipywidgets": "notebook",
+    "jsonschema": "notebook",
+}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "chapters").glob("*/*.ipynb")), ids=lambda path: path.stem)

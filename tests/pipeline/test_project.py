@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 
 import pytest
@@ -117,6 +118,25 @@ def test_methods_import_no_plotting_or_data_frames():
     code = f"import sys; from kdcore.foundations import kd; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_training_loads_no_compiler_and_graph_networks_no_transformers():
+    code = """
+        import sys, torch
+        from kdcore import data, models, training
+        rows = data.Arrays(inputs=torch.rand(8, 4), labels=torch.arange(8) % 3)
+        for optimizer in ("sgd", "adam", "adamw"):
+            budget = training.Budget(steps=2, batch_size=4, optimizer=optimizer, ema=0.9, max_grad_norm=1.0)
+            training.fit(training.Supervised(models.MLP(4, (4,), 3)), rows, budget)
+        print("torch._dynamo" in sys.modules)
+        models.GraphNetwork("gcn", 4, 4, 3)
+        print("transformers" in sys.modules)
+        import transformers
+        print(hasattr(transformers, "AutoModel"))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
 
 
 def test_unknown_submodule_is_an_attribute_error():

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from kdcore import data, models, training
 from kdcore.data import Arrays
+from kdcore.foundations.kd import KnowledgeDistillation
+from kdcore.training import optimizers
 
 
 def problem(rows: int = 96) -> Arrays:
@@ -43,6 +45,35 @@ def test_loop_equals_hand_written_forward_backward_step():
             F.cross_entropy(copy(rows.inputs[batch]), rows.labels[batch]).backward()
             optimizer.step()
     torch.testing.assert_close(weights(model), weights(copy))
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs", "options"),
+    [
+        (optimizers.SGD, torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "fused": True}),
+        (optimizers.Adam, torch.optim.Adam, {"fused": True}),
+        (optimizers.AdamW, torch.optim.AdamW, {}),
+    ],
+)
+def test_optimisers_are_torch_s_to_the_bit_and_continue_from_its_state(ours, torchs, options):
+    def steps(kinds: list) -> torch.Tensor:
+        weight = torch.linspace(-1, 1, 7, requires_grad=True)
+        state = None
+        for kind in kinds:
+            optimizer = kind([weight], lr=0.1, weight_decay=0.01, **options)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+            for _ in range(3):
+                optimizer.zero_grad()
+                (weight**4).sum().backward()
+                optimizer.step()
+                schedule.step()
+            state = optimizer.state_dict()
+        return weight.detach()
+
+    assert torch.equal(steps([torchs, torchs]), steps([ours, ours]))
+    assert torch.equal(steps([torchs, torchs]), steps([torchs, ours]))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -134,6 +165,16 @@ class _Exploding(training.Learner):
 def test_non_finite_loss_names_term_and_step():
     with pytest.raises(FloatingPointError, match=r"'broken' became nan at step 5"):
         training.fit(_Exploding(), problem(), training.Budget(epochs=3, batch_size=32))
+
+
+def test_non_finite_logits_end_in_the_loss_and_are_looked_at_again_afterwards():
+    rows = problem()
+    rows = rows.with_(inputs=rows.inputs / 0, teacher_logits=torch.zeros(len(rows), 2))
+    learner = training.Distillation(network(), KnowledgeDistillation())
+    with pytest.raises(FloatingPointError, match=r"'distillation' became nan at step 0"):
+        training.fit(learner, rows, training.Budget(steps=2, batch_size=32))
+    with pytest.raises(ValueError, match="student_logits must be finite"):
+        learner.losses(rows)
 
 
 class _Changing(training.Learner):
