@@ -65,11 +65,11 @@ class Arrays:
 
     def __getitem__(self, rows: Tensor | slice) -> Arrays:
         if isinstance(rows, slice):
-            return Arrays(**{name: tensor[rows] for name, tensor in self._tensors.items()})
+            return _unchecked({name: tensor[rows] for name, tensor in self._tensors.items()})
         rows = rows.to(self.device)
         if rows.dtype == torch.bool:
             rows = rows.nonzero().flatten()
-        return Arrays(**{name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
+        return _unchecked({name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in self._tensors.items())
@@ -140,6 +140,13 @@ class Arrays:
 
 def _rebuild(tensors: dict[str, Tensor]) -> Arrays:
     return Arrays(**tensors)
+
+
+def _unchecked(tensors: dict[str, Tensor]) -> Arrays:
+    """Arrays of tensors that fit by construction: a loop makes thousands of batches."""
+    arrays = object.__new__(Arrays)
+    object.__setattr__(arrays, "_tensors", tensors)
+    return arrays
 
 
 def _interleave_classes(labels: Tensor, order: Tensor) -> Tensor:

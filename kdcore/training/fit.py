@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +28,7 @@ from kdcore.training.stopping import EarlyStopping
 __all__ = ["History", "fit"]
 
 _CHECK_EVERY = 200  # steps between looks for a non-finite loss; reading a loss at each step would stall a GPU
+_GATHER = 16  # batches whose rows are collected in one go; a batch is then a slice, several times cheaper
 
 
 @dataclass
@@ -51,7 +54,6 @@ class _State:
 
     learner: Learner
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None
     streams: dict[str, _Stream]
@@ -63,7 +65,6 @@ class _State:
         content: dict[str, Any] = {
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
         }
@@ -83,7 +84,6 @@ class _State:
         except Exception as error:
             raise ValueError(f"checkpoint {path} cannot be resumed ({error}); delete it to start afresh.") from error
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scheduler.load_state_dict(content["scheduler"])
         self.scaler.load_state_dict(content["scaler"])
         if self.averaged:
             self.averaged.load_state_dict(content["averaged"])
@@ -104,14 +104,20 @@ class _Stream:
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long, device=data.device)
         self.position = 0
+        self.ahead: list[Arrays] = []  # the next batches, last first
 
     def next(self) -> Arrays:
+        if not self.ahead:
+            self._gather()
+        self.position += self.size
+        return self.ahead.pop()
+
+    def _gather(self) -> None:
         if self.position + self.size > len(self.order):
             self.order = torch.randperm(len(self.data), generator=self.generator).to(self.data.device)
             self.position = 0
-        rows = self.order[self.position : self.position + self.size]
-        self.position += self.size
-        return self.data[rows]
+        rows = self.data[self.order[self.position : self.position + _GATHER * self.size]]
+        self.ahead = [rows[end - self.size : end] for end in range(self.size, len(rows) + 1, self.size)][::-1]
 
     def state(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "order": self.order.cpu(), "position": self.position}
@@ -119,6 +125,7 @@ class _Stream:
     def restore(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         self.order, self.position = state["order"].to(self.data.device), state["position"]
+        self.ahead = []
 
 
 def fit(
@@ -177,7 +184,6 @@ def fit(
     state = _State(
         learner=learner,
         optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, budget.rate_factor(total)),
         scaler=torch.amp.GradScaler(device.type, enabled=budget.precision == "float16"),
         averaged=AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(budget.ema)) if budget.ema else None,
         streams=streams,
@@ -224,11 +230,11 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Run the given steps; return the mean of each loss term."""
     learner, optimizer, scaler = state.learner, state.optimizer, state.scaler
-    autocast = torch.autocast(
-        next(iter(state.streams.values())).data.device.type,
-        dtype=torch.bfloat16 if budget.precision == "bfloat16" else torch.float16,
-        enabled=budget.precision != "float32",
-    )
+    autocast: Any = nullcontext()
+    if budget.precision != "float32":
+        device = next(iter(state.streams.values())).data.device.type
+        autocast = torch.autocast(device, dtype=torch.bfloat16 if budget.precision == "bfloat16" else torch.float16)
+    rate_factor = budget.rate_factor(total)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     pending: list[dict[str, Tensor]] = []
     sums: dict[str, float] = {}
@@ -237,15 +243,17 @@ def _train_epoch(
         batch = _next_batch(state.streams, augment, augmenter)
         with autocast:
             terms = learner.losses(batch)
-            loss = sum(terms.values(), start=torch.zeros((), device=next(iter(terms.values())).device))
-        optimizer.zero_grad(set_to_none=True)
+            loss = reduce(torch.add, terms.values())
+        for parameter in parameters:
+            parameter.grad = None
         scaler.scale(loss).backward()
         if budget.max_grad_norm:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, budget.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_lr"] * rate_factor(step)
         scaler.step(optimizer)
         scaler.update()
-        state.scheduler.step()
         if state.averaged is not None:
             state.averaged.update_parameters(learner)
         pending.append({name: term.detach() for name, term in terms.items()})

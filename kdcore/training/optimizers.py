@@ -2,12 +2,14 @@
 
 Every method of a torch optimiser is wrapped so that a compiler can break its graph there. The wrappers import the
 compiler, which takes two seconds in each new process, and cost time at every step. `fit` compiles nothing, so these
-classes take the wrapped methods out of their wrappers; the arithmetic, the state and the options are torch's.
+classes take the wrapped methods out of their wrappers; the arithmetic, the state and the options are torch's. Hooks
+before and after a step are not called.
 """
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -19,6 +21,11 @@ class _Bare(torch.optim.Optimizer):
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+    @staticmethod
+    def profile_hook_step(func: Any) -> Any:
+        """The step as it is: without marks for the profiler, and without hooks around it."""
+        return func
 
 
 class SGD(_Bare, torch.optim.SGD):
