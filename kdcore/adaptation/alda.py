@@ -224,8 +224,8 @@ def adversarial_loss(
     right = (source_pseudo == source_labels).to(source_scores.dtype)
     accepted = torch.full_like(target_scores[:, 0], 0.0 if target_vector == "opposite" else 1 / classes)
     scores, pseudo = torch.cat([source_scores, target_scores]), torch.cat([source_pseudo, target_pseudo])
-    source, target = correction_error(scores, pseudo, torch.cat([right, accepted])).split([batch, len(target_scores)])
-    return (source.sum() + (target * keep).sum()) / (batch + keep.sum())
+    counted = torch.cat([torch.ones_like(right), keep.to(right.dtype)])
+    return (correction_error(scores, pseudo, torch.cat([right, accepted])) * counted).sum() / counted.sum()
 
 
 def regulariser_loss(source_scores: Tensor, source_labels: Tensor) -> Tensor:
