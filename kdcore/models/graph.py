@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +52,7 @@ class GraphNetwork(nn.Module):
         check_choice("kind", kind, ("gcn", "sage", "gat"))
         check_positive(in_features=in_features, hidden=hidden, num_classes=num_classes, layers=layers)
         try:
-            from kdcore.models.geometric import GATConv, GCNConv, SAGEConv, gcn_norm
+            from kdcore.models.geometric import GATConv, GCNConv, SAGEConv
         except ImportError as error:
             raise ImportError("graph networks need PyTorch Geometric: pip install 'kdcore[graphs]'") from error
 
@@ -63,13 +66,35 @@ class GraphNetwork(nn.Module):
             convolution(a, b, last=k == layers - 1) for k, (a, b) in enumerate(pairwise(widths))
         )
         self.dropout = dropout
-        self.weigh = gcn_norm if kind == "gcn" else None  # once for all layers, which would each do it anew
+        self.kind = kind
+        self._of_last_edges: tuple[Tensor, int, Tensor] | None = None
 
     def forward(self, features: Tensor, edges: Tensor) -> Tensor:
         """Logits (N, C) of node features (N, F) and edges (2, E)."""
-        weighted = self.weigh(edges, num_nodes=len(features), dtype=features.dtype) if self.weigh else (edges,)
+        graph = self._adjacency(edges, features) if self.kind == "gcn" else edges
         for number, convolution in enumerate(self.convolutions):
             if number:
                 features = F.dropout(F.relu(features), self.dropout, self.training)
-            features = convolution(features, *weighted)
+            features = convolution(features, graph)
         return features
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_of_last_edges": None}  # such a matrix can be neither copied nor pickled
+
+    def _adjacency(self, edges: Tensor, features: Tensor) -> Tensor:
+        """The weighted adjacency matrix (N, N) of a "gcn", target by source, kept for the next call with these edges.
+
+        A product with it is three times as fast as gathering and scattering the rows of every edge.
+        """
+        from kdcore.models.geometric import gcn_norm
+
+        kept, nodes = self._of_last_edges, len(features)
+        same_edges = kept is not None and kept[0] is edges and kept[1] == edges._version
+        if kept is None or not same_edges or len(kept[2]) != nodes or kept[2].dtype != features.dtype:
+            (source, target), weights = gcn_norm(edges, num_nodes=nodes, dtype=features.dtype)
+            places = torch.stack([target, source])
+            matrix = torch.sparse_coo_tensor(places, weights, (nodes, nodes), check_invariants=True).coalesce()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that this layout is in beta
+                kept = self._of_last_edges = edges, edges._version, matrix.to_sparse_csr()
+        return kept[2]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -150,6 +153,22 @@ def test_graph_convolutions_weigh_edges_as_the_library_s_own_layers_do():
     features, edges = torch.randn(4, 3), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
     expected = layers[1](layers[0](features, edges).relu(), edges)
     torch.testing.assert_close(model(features, edges), expected)
+
+
+def test_graph_networks_follow_a_change_of_edges_and_can_be_copied():
+    model = models.GraphNetwork("gcn", in_features=3, hidden=8, num_classes=2).eval()
+    features, edges = torch.randn(4, 3), torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    before = model(features, edges)
+    torch.testing.assert_close(copy.deepcopy(model)(features, edges), before)
+    assert pickle.loads(pickle.dumps(model))(features, edges).equal(before)
+    edges[1, 0] = 3
+    after = model(features, edges)
+    assert not after.equal(before)
+    assert model(features, edges.clone()).equal(after)
+    assert model(torch.randn(6, 3), edges).shape == (6, 2)
+    torch.testing.assert_close(model.double()(features.double(), edges).float(), after)
+    with pytest.raises(RuntimeError, match="index 9 is out of bounds"):
+        model(features, torch.tensor([[0, 9], [9, 0]]))
 
 
 def test_gcn_layer_is_its_formula():
