@@ -98,9 +98,8 @@ class Budget:
         return factor
 
     def build_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
-        """The optimiser over parameter groups; a group's ``lr_factor`` multiplies its rate, kept as ``full_lr``."""
-        rates = [self.lr * group.get("lr_factor", 1.0) for group in groups]
-        groups = [{**group, "lr": rate, "full_lr": rate} for group, rate in zip(groups, rates, strict=True)]
+        """The optimiser over parameter groups; a group's ``lr_factor`` multiplies its rate."""
+        groups = [{**group, "lr": self.lr * group.get("lr_factor", 1.0)} for group in groups]
         if self.optimizer == "sgd":
             nesterov = self.momentum > 0
             return SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov, fused=True)

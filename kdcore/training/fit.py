@@ -50,10 +50,11 @@ class History:
 
 @dataclass
 class _State:
-    """Everything a checkpoint holds."""
+    """Everything a checkpoint holds, and the learning rates that the schedule multiplies, one per parameter group."""
 
     learner: Learner
     optimizer: torch.optim.Optimizer
+    rates: list[float]
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None
     streams: dict[str, _Stream]
@@ -184,6 +185,7 @@ def fit(
     state = _State(
         learner=learner,
         optimizer=optimizer,
+        rates=[group["lr"] for group in optimizer.param_groups],
         scaler=torch.amp.GradScaler(device.type, enabled=budget.precision == "float16"),
         averaged=AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(budget.ema)) if budget.ema else None,
         streams=streams,
@@ -250,8 +252,8 @@ def _train_epoch(
         if budget.max_grad_norm:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, budget.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = group["full_lr"] * rate_factor(step)
+        for group, rate in zip(optimizer.param_groups, state.rates, strict=True):
+            group["lr"] = rate * rate_factor(step)
         scaler.step(optimizer)
         scaler.update()
         if state.averaged is not None:
