@@ -71,6 +71,16 @@ class Arrays:
             rows = rows.nonzero().flatten()
         return _unchecked({name: tensor.index_select(0, rows) for name, tensor in self._tensors.items()})
 
+    def batches(self, rows: Tensor, size: int) -> Iterator[Arrays]:
+        """The given rows in batches of `size`, collected in one go: a batch is then a slice, several times cheaper.
+
+        Example:
+            >>> [batch.labels.tolist() for batch in Arrays(labels=torch.arange(9)).batches(torch.tensor([8, 0, 4]), 2)]
+            [[8, 0], [4]]
+        """
+        collected = self[rows]
+        return (collected[start : start + size] for start in range(0, len(rows), size))
+
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}{tuple(tensor.shape)}" for name, tensor in self._tensors.items())
         return f"Arrays({shapes}, {self.device})"

@@ -85,7 +85,7 @@ abstract was read, so that every repair above is ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, cast
 
@@ -181,6 +181,10 @@ class Triplets(Arrays):
     def __getitem__(self, rows: Tensor | slice) -> Arrays:
         anchors = torch.arange(len(self), device=self.device)[rows if isinstance(rows, slice) else rows.to(self.device)]
         return super().__getitem__(torch.cat([anchors, *self.partners(anchors)]))
+
+    def batches(self, rows: Tensor, size: int) -> Iterator[Arrays]:
+        """Batches of `size` triplets with the given rows as anchors, each drawn when it is asked for."""
+        return (self[anchors] for anchors in rows.split(size))
 
     def __reduce__(self) -> tuple:
         return Triplets, (Arrays(**self._tensors),)

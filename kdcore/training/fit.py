@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -28,7 +28,7 @@ from kdcore.training.stopping import EarlyStopping
 __all__ = ["History", "fit"]
 
 _CHECK_EVERY = 200  # steps between looks for a non-finite loss; reading a loss at each step would stall a GPU
-_GATHER = 16  # batches whose rows are collected in one go; a batch is then a slice, several times cheaper
+_GATHER = 16  # batches that are collected in one go
 
 
 @dataclass
@@ -105,20 +105,22 @@ class _Stream:
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long, device=data.device)
         self.position = 0
-        self.ahead: list[Arrays] = []  # the next batches, last first
+        self.ahead: Iterator[Arrays] = iter(())
 
     def next(self) -> Arrays:
-        if not self.ahead:
-            self._gather()
+        batch = next(self.ahead, None)
+        if batch is None:
+            self.ahead = self._look_ahead()
+            batch = next(self.ahead)
         self.position += self.size
-        return self.ahead.pop()
+        return batch
 
-    def _gather(self) -> None:
+    def _look_ahead(self) -> Iterator[Arrays]:
         if self.position + self.size > len(self.order):
             self.order = torch.randperm(len(self.data), generator=self.generator).to(self.data.device)
             self.position = 0
-        rows = self.data[self.order[self.position : self.position + _GATHER * self.size]]
-        self.ahead = [rows[end - self.size : end] for end in range(self.size, len(rows) + 1, self.size)][::-1]
+        complete = min(_GATHER, (len(self.order) - self.position) // self.size)
+        return self.data.batches(self.order[self.position : self.position + complete * self.size], self.size)
 
     def state(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "order": self.order.cpu(), "position": self.position}
@@ -126,7 +128,7 @@ class _Stream:
     def restore(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         self.order, self.position = state["order"].to(self.data.device), state["position"]
-        self.ahead = []
+        self.ahead = iter(())
 
 
 def fit(
