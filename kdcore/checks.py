@@ -3,7 +3,7 @@
 Shapes and types are always checked. Values (label range, finiteness) are read only where that is free of side
 effects: on the CPU, outside `torch.compile` and `torch.func` transforms. On a GPU reading a value would stall
 the stream at every step. `kdcore.training.fit` looks for a loss that is not finite by itself and leaves out the
-look at what the loss is made of, a tenth of the time of a small network's step.
+look at what the loss is made of.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The parts of PyTorch Geometric that the book uses, imported in half the time.
+"""The parts of PyTorch Geometric that the book uses, imported without transformers.
 
-Its import loads transformers where that is installed, for some annotations; kept from it, it takes some seconds less.
+Its import loads transformers where that is installed, for some annotations; kept from it, it takes about a second less.
 Whoever has loaded transformers before keeps it, and who asks for it later gets it. Warnings of the import are left
 out: it compiles functions in a way that newer torch deprecates.
 
